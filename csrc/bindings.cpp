@@ -1,0 +1,420 @@
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <chrono>
+#include <memory>
+#include <optional>
+
+#include "engine.h"
+#include "philox.h"
+
+// Python's face of the core: convert, name, document, release the GIL; nothing else. Tensors never leave or enter but as
+// the parameters of a model.
+namespace py = pybind11;
+
+namespace demiurgic {
+namespace {
+
+using namespace pybind11::literals;
+
+// ---- values of options ----------------------------------------------------------------------------------------------
+
+[[noreturn]] void wrong_type(const std::string& name, const std::string& expected, py::handle given) {
+    throw py::type_error(name + " is " + py::repr(given).cast<std::string>() + " of type " +
+                         py::type::of(given).attr("__name__").cast<std::string>() + ", but must be " + expected + ".");
+}
+
+// Anything with __index__ that is not a bool: int, numpy integers.
+bool is_integer(py::handle value) { return PyIndex_Check(value.ptr()) && !PyBool_Check(value.ptr()); }
+
+bool is_number(py::handle value) {
+    return is_integer(value) || PyFloat_Check(value.ptr()) ||
+           (py::hasattr(value, "__float__") && !PyBool_Check(value.ptr()) && !py::hasattr(value, "__len__"));
+}
+
+bool is_list(py::handle value) { return PyList_Check(value.ptr()) || PyTuple_Check(value.ptr()); }
+
+py::int_ as_index(py::handle value) { return py::reinterpret_steal<py::int_>(PyNumber_Index(value.ptr())); }
+
+int64_t to_integer(const std::string& name, const std::string& expected, py::handle value) {
+    if (!is_integer(value)) wrong_type(name, expected, value);
+    const int64_t converted = PyLong_AsLongLong(as_index(value).ptr());
+    if (converted == -1 && PyErr_Occurred()) {
+        PyErr_Clear();
+        throw py::value_error(name + " is " + py::repr(value).cast<std::string>() + ", which does not fit 64 bits.");
+    }
+    return converted;
+}
+
+uint64_t to_seed(py::handle value) {
+    if (!is_integer(value)) wrong_type("seed", "an int, a list of ints or None", value);
+    const uint64_t converted = PyLong_AsUnsignedLongLong(as_index(value).ptr());
+    if (PyErr_Occurred()) {
+        PyErr_Clear();
+        throw py::value_error("seed is " + py::repr(value).cast<std::string>() + ", but must be from 0 to 2**64 - 1.");
+    }
+    return converted;
+}
+
+double to_number(const std::string& name, const std::string& expected, py::handle value) {
+    if (!is_number(value)) wrong_type(name, expected, value);
+    const double converted = PyFloat_AsDouble(value.ptr());
+    if (PyErr_Occurred()) throw py::error_already_set();
+    return converted;
+}
+
+Value from_python(const Option& option, py::handle value) {
+    if (value.is_none()) return {};
+    const std::string expected = option.type_name;
+    switch (option.type) {
+        case OptionType::boolean:
+            if (!PyBool_Check(value.ptr())) wrong_type(option.name, expected, value);
+            return value.cast<bool>();
+        case OptionType::integer: return to_integer(option.name, expected, value);
+        case OptionType::number: return to_number(option.name, expected, value);
+        case OptionType::ids: {
+            if (is_integer(value)) return Ids{to_integer(option.name, expected, value)};
+            if (!is_list(value)) wrong_type(option.name, expected, value);
+            Ids ids;
+            for (py::handle id : value) ids.push_back(to_integer(option.name, expected, id));
+            return ids;
+        }
+        case OptionType::logit_bias: {
+            if (!PyDict_Check(value.ptr())) wrong_type(option.name, expected, value);
+            LogitBias bias;
+            for (const auto& [id, number] : py::reinterpret_borrow<py::dict>(value)) {
+                bias[to_integer(option.name, expected, id)] = to_number(option.name, expected, number);
+            }
+            return bias;
+        }
+        case OptionType::seed: {
+            if (!is_list(value)) return Seed(to_seed(value));
+            std::vector<uint64_t> seeds;
+            for (py::handle seed : value) seeds.push_back(to_seed(seed));
+            return Seed(seeds);
+        }
+    }
+    return {};
+}
+
+py::object to_python(const Option& option, const Value& value) {
+    if (const Ids* ids = std::get_if<Ids>(&value); ids && ids->size() == 1 && std::string(option.name) == "eos_token_id") {
+        return py::int_(ids->front());  // one id reads as it is usually written
+    }
+    return std::visit(
+        [](const auto& held) -> py::object {
+            using Held = std::decay_t<decltype(held)>;
+            if constexpr (std::is_same_v<Held, std::monostate>) return py::none();
+            if constexpr (!std::is_same_v<Held, std::monostate>) return py::cast(held);
+        },
+        value);
+}
+
+// ---- GenerationConfig -----------------------------------------------------------------------------------------------
+
+void set_options(GenerationConfig& config, const py::dict& given) {
+    for (const auto& [name, value] : given) {
+        if (!PyUnicode_Check(name.ptr())) wrong_type("The name of an option", "a str", name);
+        const Option& option = find_option(name.cast<std::string>());
+        option.set(config, from_python(option, value));
+    }
+    config.validate();
+}
+
+GenerationConfig make_config(const py::dict& given) {
+    GenerationConfig config;
+    set_options(config, given);
+    return config;
+}
+
+// The fourteen keys, then the others that differ from their defaults.
+py::dict to_dict(const GenerationConfig& config) {
+    static const GenerationConfig defaults;
+    py::dict dict;
+    for (const Option& option : options()) {
+        const Value value = option.get(config);
+        if (option.in_dict || value != option.get(defaults)) dict[option.name] = to_python(option, value);
+    }
+    return dict;
+}
+
+py::dict changed_options(const GenerationConfig& config) {
+    static const GenerationConfig defaults;
+    py::dict dict;
+    for (const Option& option : options()) {
+        const Value value = option.get(config);
+        if (value != option.get(defaults)) dict[option.name] = to_python(option, value);
+    }
+    return dict;
+}
+
+std::string repr_of(const GenerationConfig& config) {
+    std::string text = "GenerationConfig(";
+    for (const auto& [name, value] : changed_options(config)) {
+        if (text.back() != '(') text += ", ";
+        text += name.cast<std::string>() + "=" + py::repr(value).cast<std::string>();
+    }
+    return text + ")";
+}
+
+GenerationConfig from_json(const std::string& text) {
+    const py::object read = py::module_::import("json").attr("loads")(text);
+    if (!PyDict_Check(read.ptr())) wrong_type("The JSON text", "an object of options", read);
+    py::dict given = read;
+    if (given.contains("logit_bias") && PyDict_Check(given["logit_bias"].ptr())) {  // JSON's keys are strings
+        py::dict bias;
+        for (const auto& [id, number] : given["logit_bias"].cast<py::dict>()) bias[py::int_(py::str(id))] = number;
+        given["logit_bias"] = bias;
+    }
+    return make_config(given);
+}
+
+void bind_preset(py::class_<GenerationConfig>& cls, const Preset& preset) {
+    const std::string name = preset.name;
+    const std::string doc = std::string(preset.doc) + "\n\nA preset; `max_new_tokens` and `overrides` replace its values.";
+    const py::cpp_function make(
+        [config = preset.config](const py::object& type, const py::object& max_new_tokens, const py::kwargs& overrides) {
+            py::dict given = changed_options(config);
+            if (!max_new_tokens.is_none()) given["max_new_tokens"] = max_new_tokens;
+            for (const auto& [key, value] : overrides) given[key] = value;
+            return type(**given);
+        },
+        py::name(name.c_str()), py::arg("cls"), py::arg("max_new_tokens") = py::none(), doc.c_str());
+    cls.attr(name.c_str()) = py::reinterpret_steal<py::object>(PyClassMethod_New(make.ptr()));
+}
+
+void bind_generation_config(py::module_& m) {
+    py::class_<GenerationConfig> cls(m, "GenerationConfig",
+                                     "The options of a generation. `demiurgic.options()` tells all about each.");
+    cls.def(py::init([](const py::kwargs& given) { return make_config(given); }));
+    for (const Option& option : options()) {
+        const std::string doc = std::string(option.type_name) + ": " + option.doc + " Allowed: " + option.range + ".";
+        cls.def_property(
+            option.name, [&option](const GenerationConfig& config) { return to_python(option, option.get(config)); },
+            [&option](GenerationConfig& config, const py::object& value) { option.set(config, from_python(option, value)); },
+            doc.c_str());
+    }
+    cls.def("to_dict", &to_dict,
+            "Keywords for generate: always the same fourteen keys, then those other options that differ from their "
+            "defaults.")
+        .def_static("from_dict", &make_config, "options"_a, "The inverse of to_dict; missing options take their defaults.")
+        .def("to_json", [](const GenerationConfig& c) { return py::module_::import("json").attr("dumps")(to_dict(c)); })
+        .def_static("from_json", &from_json, "text"_a, "The inverse of to_json.")
+        .def("replace",
+             [](GenerationConfig config, const py::kwargs& given) {
+                 set_options(config, given);
+                 return config;
+             },
+             "A copy with the given options changed.")
+        .def("validate", &GenerationConfig::validate, "Raises ValueError where two options contradict each other.")
+        .def("__eq__", [](const GenerationConfig& a, const GenerationConfig& b) { return a == b; }, py::is_operator())
+        .def("__repr__", &repr_of)
+        .def(py::pickle(&changed_options, [](const py::dict& state) { return make_config(state); }));
+    for (const Preset& preset : presets()) bind_preset(cls, preset);
+}
+
+py::list list_options() {
+    static const GenerationConfig defaults;
+    py::list list;
+    for (const Option& option : options()) {
+        list.append(py::dict("name"_a = option.name, "type"_a = option.type_name,
+                             "default"_a = to_python(option, option.get(defaults)), "range"_a = option.range,
+                             "doc"_a = option.doc));
+    }
+    return list;
+}
+
+py::dict list_presets() {
+    py::dict dict;
+    for (const Preset& preset : presets()) dict[preset.name] = preset.doc;
+    return dict;
+}
+
+// ---- model and engine -----------------------------------------------------------------------------------------------
+
+Activation activation_of(const std::string& name) {
+    if (name == "silu") return Activation::silu;
+    if (name == "gelu") return Activation::gelu;
+    if (name == "relu") return Activation::relu;
+    throw py::value_error("The activation '" + name + "' is not known; use silu, gelu or relu.");
+}
+
+void bind_model(py::module_& m) {
+    py::class_<LayerConfig>(m, "LayerConfig", "The shapes and variants of one decoder layer.")
+        .def(py::init([](int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t intermediate_size,
+                         const std::string& activation, bool gated) {
+                 return LayerConfig{num_heads, num_kv_heads, head_dim, intermediate_size, activation_of(activation), gated};
+             }),
+             py::kw_only(), "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "intermediate_size"_a, "activation"_a, "gated"_a);
+    py::class_<ModelConfig>(m, "ModelConfig", "The shapes and variants of a decoder.")
+        .def(py::init([](int64_t vocab_size, int64_t hidden_size, double rms_norm_eps, std::vector<float> rotary_frequencies,
+                         double rotary_scaling, std::vector<LayerConfig> layers) {
+                 return ModelConfig{vocab_size,     hidden_size,      rms_norm_eps, std::move(rotary_frequencies),
+                                    rotary_scaling, std::move(layers)};
+             }),
+             py::kw_only(), "vocab_size"_a, "hidden_size"_a, "rms_norm_eps"_a, "rotary_frequencies"_a, "rotary_scaling"_a,
+             "layers"_a);
+    py::class_<Weights>(m, "Weights", "The live parameters of a model by role: references, never copies.")
+        .def(py::init<ModelConfig, std::map<std::string, at::Tensor>>(), "config"_a, "parameters"_a);
+}
+
+// Asked by the engine between layers: lets Ctrl-C in, at most every 50 ms. Only Python's main thread handles signals.
+class SignalPoll {
+public:
+    SignalPoll() {
+        const py::module_ threading = py::module_::import("threading");
+        is_main_thread_ = threading.attr("main_thread")().is(threading.attr("current_thread")());
+    }
+
+    void operator()() {
+        const auto now = std::chrono::steady_clock::now();
+        if (!is_main_thread_ || now - last_ < std::chrono::milliseconds(50)) return;
+        last_ = now;
+        const py::gil_scoped_acquire gil;
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    }
+
+private:
+    bool is_main_thread_;
+    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+// A call and the engine that works on it; gone from Python, it is cancelled.
+struct CallHandle {
+    std::shared_ptr<Engine> engine;
+    std::shared_ptr<Call> call;
+
+    CallHandle(std::shared_ptr<Engine> owner, std::shared_ptr<Call> added)
+        : engine(std::move(owner)), call(std::move(added)) {}
+    CallHandle(const CallHandle&) = delete;
+    ~CallHandle() {
+        const py::gil_scoped_release release;  // the lock may be held by a thread that wants the GIL
+        engine->cancel(*call);
+    }
+
+    // `read` of one row while no thread changes it.
+    template <class Read>
+    auto row(int64_t index, Read read) const {
+        if (index < 0 || index >= static_cast<int64_t>(call->sequences.size())) {
+            throw py::index_error("There is no row " + std::to_string(index) + ".");
+        }
+        std::decay_t<decltype(read(*call->sequences[index]))> result;
+        const py::gil_scoped_release release;
+        engine->read([&] { result = read(*call->sequences[index]); });
+        return result;
+    }
+};
+
+bool advance(const CallHandle& handle) {
+    SignalPoll poll;
+    const py::gil_scoped_release release;
+    return handle.engine->advance(*handle.call, std::ref(poll));
+}
+
+py::dict timings(const CallHandle& handle) {
+    double prefill = 0, decode = 0;
+    {
+        const py::gil_scoped_release release;
+        handle.engine->read([&] {
+            prefill = handle.call->prefill_seconds;
+            decode = handle.call->decode_seconds;
+        });
+    }
+    return py::dict("prefill"_a = prefill, "decode"_a = decode);
+}
+
+void bind_call(py::module_& m) {
+    py::class_<CallHandle>(m, "Call", "The rows of one call of generate, under way or finished.")
+        .def("advance", &advance,
+             "Runs steps, or waits for another thread's, until the call has got on; False once it is finished. The GIL is "
+             "released. Ctrl-C raises KeyboardInterrupt on the main thread.")
+        .def("cancel",
+             [](const CallHandle& handle) {
+                 const py::gil_scoped_release release;
+                 handle.engine->cancel(*handle.call);
+             },
+             "Ends the unfinished rows and frees their cache.")
+        .def_property_readonly("num_rows", [](const CallHandle& h) { return h.call->sequences.size(); })
+        .def("tokens",
+             [](const CallHandle& handle, int64_t row, int64_t start) {
+                 return handle.row(row, [start](const Sequence& s) {
+                     const int64_t first = s.prompt_length + std::clamp<int64_t>(start, 0, s.num_generated());
+                     return std::vector<int64_t>(s.tokens.begin() + first, s.tokens.end());
+                 });
+             },
+             "row"_a, "start"_a = 0, "The generated ids of a row from the start-th on.")
+        .def("finish_reason",
+             [](const CallHandle& handle, int64_t row) {
+                 return handle.row(row, [](const Sequence& s) { return std::string(name_of(s.finish_reason)); });
+             },
+             "row"_a, "none | eos | stop | length | error | cancelled")
+        .def("error", [](const CallHandle& handle, int64_t row) { return handle.row(row, [](const Sequence& s) { return s.error; }); },
+             "row"_a, "The message where the finish reason is error, else an empty string.")
+        .def("logprobs",
+             [](const CallHandle& handle, int64_t row) { return handle.row(row, [](const Sequence& s) { return s.logprobs; }); },
+             "row"_a, "Log-probabilities of the generated ids by the model; empty unless they were asked for.")
+        .def("processed_logprobs",
+             [](const CallHandle& handle, int64_t row) {
+                 return handle.row(row, [](const Sequence& s) { return s.processed_logprobs; });
+             },
+             "row"_a, "Log-probabilities of the generated ids by what the options left; empty unless they were asked for.")
+        .def("timings", &timings, "Seconds in steps with prompt tokens of this call (prefill) and in its other steps (decode).");
+}
+
+py::dict counters(const Engine& engine) {
+    const EngineCounters c = engine.counters();
+    return py::dict("num_steps"_a = c.num_steps, "num_computed_tokens"_a = c.num_computed_tokens,
+                    "num_preemptions"_a = c.num_preemptions, "num_used_blocks"_a = c.num_used_blocks,
+                    "cache_bytes"_a = c.cache_bytes);
+}
+
+void bind_engine(py::module_& m) {
+    py::class_<Request>(m, "Request", "What a call asks for.")
+        .def(py::init([](std::vector<std::vector<int64_t>> prompts, const GenerationConfig& config, std::vector<uint64_t> seeds,
+                         int64_t max_running, bool want_logprobs) {
+                 return Request{std::move(prompts), config, std::move(seeds), max_running, want_logprobs};
+             }),
+             py::kw_only(), "prompts"_a, "config"_a, "seeds"_a, "max_running"_a, "want_logprobs"_a)
+        .def_readwrite("seeds", &Request::seeds, "One a row of the result, 0 to 2**64 - 1.");
+    py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine", "Generates for all calls that are under way on one model.")
+        .def(py::init<Weights, std::optional<int64_t>, int64_t>(), "weights"_a, "cache_bytes"_a, "max_step_tokens"_a)
+        .def("check", &Engine::check, "request"_a, py::call_guard<py::gil_scoped_release>(),
+             "Raises what add would raise for a bad request or for want of room.")
+        .def("add",
+             [](const std::shared_ptr<Engine>& engine, const Request& request) {
+                 std::shared_ptr<Call> call;
+                 {
+                     const py::gil_scoped_release release;
+                     call = engine->add(request);
+                 }
+                 return std::make_unique<CallHandle>(engine, std::move(call));
+             },
+             "request"_a, "Adds every prompt num_return_sequences times; nothing is computed before the call is advanced.")
+        .def("serves", &Engine::serves, "weights"_a, "cache_bytes"_a, "max_step_tokens"_a,
+             "Whether calls on these live tensors, with these limits, can share this engine.")
+        .def("counters", &counters, "Steps, computed tokens, preemptions, used blocks and bytes of the cache so far.");
+}
+
+}  // namespace
+}  // namespace demiurgic
+
+PYBIND11_MODULE(_C, m) {
+    using namespace demiurgic;
+    m.doc() = "The C++ core of demiurgic.";
+    py::register_exception_translator([](std::exception_ptr thrown) {
+        try {
+            if (thrown) std::rethrow_exception(thrown);
+        } catch (const UnknownOption& error) {
+            py::set_error(PyExc_TypeError, error.what());
+        }
+    });
+    bind_generation_config(m);
+    m.def("options", &list_options, "Every option: name, type, default, range and doc, from the one table in the core.");
+    m.def("presets", &list_presets, "The presets of GenerationConfig and what each is for.");
+    m.def("derive_seed", &derive_seed, "seed"_a, "i"_a, "The seed of the i-th of the rows that share `seed`.");
+    bind_model(m);
+    bind_call(m);
+    bind_engine(m);
+    m.def("kernels_info", [](const std::string& device) { return kernels_for(at::Device(device)).implementations(); },
+          "device"_a, "Which implementation serves each entry of the kernel table on a device.");
+}

@@ -1,0 +1,309 @@
+#include "engine.h"
+
+#include "stopping.h"
+
+#include <ATen/core/grad_mode.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <sstream>
+#include <stdexcept>
+
+namespace demiurgic {
+
+namespace {
+
+// The user's process may be in any mode of torch; generation has one of its own and leaves the other as it was.
+struct NeutralMode {
+    explicit NeutralMode(at::Device device) : device_guard(device) {}
+
+    c10::InferenceMode no_inference_mode{false};
+    at::NoGradGuard no_grad;
+    c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+    c10::DeviceGuard device_guard;
+};
+
+std::string megabytes(double bytes) {
+    std::ostringstream out;
+    out.precision(bytes < 1e8 ? 3 : 6);
+    out << bytes / 1e6 << " MB";
+    return out.str();
+}
+
+}  // namespace
+
+// The mark that a thread is stepping; whatever happens, it is taken back under the lock and the others are woken.
+class Engine::Stepping {
+public:
+    Stepping(Engine& engine, std::unique_lock<std::mutex>& lock) : engine_(engine), lock_(lock) { engine_.stepping_ = true; }
+    ~Stepping() {
+        if (!lock_.owns_lock()) lock_.lock();
+        engine_.stepping_ = false;
+        engine_.remove_ended_calls();
+        engine_.step_done_.notify_all();
+    }
+
+private:
+    Engine& engine_;
+    std::unique_lock<std::mutex>& lock_;
+};
+
+Engine::Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens)
+    : weights_(std::move(weights)),
+      kernels_(kernels_for(weights_.device())),
+      cache_bytes_(cache_bytes),
+      max_step_tokens_(max_step_tokens),
+      cache_(weights_, kBlockSize),
+      scheduler_(blocks_, max_step_tokens) {}
+
+bool Engine::serves(const Weights& weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens) const {
+    return cache_bytes == cache_bytes_ && max_step_tokens == max_step_tokens_ && weights_.same_layout(weights) &&
+           &kernels_ == &kernels_for(weights.device());
+}
+
+namespace {
+
+void check_prompts(const Request& request, int64_t vocab) {
+    if (request.prompts.empty()) throw std::invalid_argument("input_ids holds no prompt; give at least one.");
+    const size_t num_rows = request.prompts.size() * static_cast<size_t>(request.config.num_return_sequences);
+    if (request.seeds.size() != num_rows) throw std::invalid_argument("There must be one seed a row.");
+    if (request.max_running < 1) throw std::invalid_argument("max_running must be 1 or more.");
+    for (size_t i = 0; i < request.prompts.size(); ++i) {
+        if (request.prompts[i].empty()) {
+            throw std::invalid_argument("The prompt of row " + std::to_string(i) +
+                                        " is empty; give it at least one token, for instance BOS.");
+        }
+        for (const int64_t id : request.prompts[i]) {
+            if (id >= 0 && id < vocab) continue;
+            throw std::out_of_range("input_ids holds the id " + std::to_string(id) + " in row " + std::to_string(i) +
+                                    ", but the vocabulary has the ids 0 to " + std::to_string(vocab - 1) + ".");
+        }
+    }
+}
+
+void check_option_ids(const GenerationConfig& config, int64_t vocab) {
+    const auto check = [vocab](const char* option, int64_t id) {
+        if (id < vocab) return;
+        throw std::out_of_range(std::string(option) + " names the id " + std::to_string(id) +
+                                ", but the vocabulary has the ids 0 to " + std::to_string(vocab - 1) + ".");
+    };
+    for (const auto& [id, bias] : config.logit_bias) check("logit_bias", id);
+    for (const int64_t id : config.bad_token_ids) check("bad_token_ids", id);
+    for (const int64_t id : config.stop_token_ids) check("stop_token_ids", id);
+}
+
+std::shared_ptr<Call> make_call(const Request& request) {
+    auto call = std::make_shared<Call>();
+    call->max_running = request.max_running;
+    call->want_logprobs = request.want_logprobs;
+    const auto config = std::make_shared<const GenerationConfig>(request.config);
+    const int64_t copies = config->num_return_sequences;
+    for (const std::vector<int64_t>& prompt : request.prompts) {
+        const auto shared = copies > 1 && config->use_cache ? std::make_shared<SharedPrompt>() : nullptr;
+        for (int64_t copy = 0; copy < copies; ++copy) {
+            const uint64_t seed = request.seeds[call->sequences.size()];
+            auto sequence = std::make_unique<Sequence>(prompt, config, seed);
+            sequence->call = call.get();
+            sequence->shared_prompt = shared;
+            if (shared) ++shared->num_members;
+            call->sequences.push_back(std::move(sequence));
+        }
+    }
+    return call;
+}
+
+}  // namespace
+
+void Engine::check(const Request& request) const {
+    const int64_t vocab = weights_.config().vocab_size;
+    request.config.validate();
+    check_prompts(request, vocab);
+    check_option_ids(request.config, vocab);
+    const std::lock_guard lock(mutex_);
+    for (const std::vector<int64_t>& prompt : request.prompts) {
+        check_room(static_cast<int64_t>(prompt.size()), request.config);
+    }
+}
+
+std::shared_ptr<Call> Engine::add(const Request& request) {
+    check(request);
+    std::shared_ptr<Call> call = make_call(request);
+
+    std::unique_lock lock(mutex_);
+    ++num_adding_;
+    step_done_.wait(lock, [this] { return !stepping_; });
+    --num_adding_;
+    grow_cache(*call);
+    for (const auto& sequence : call->sequences) {
+        ++call->num_unfinished;
+        scheduler_.add(*sequence);
+        const FinishReason reason = reason_to_stop(*sequence);  // nothing to generate
+        if (reason != FinishReason::none) finish(*sequence, reason);
+    }
+    if (!call->finished()) calls_.push_back(call);
+    step_done_.notify_all();
+    return call;
+}
+
+int64_t Engine::most_blocks() const {
+    const int64_t held = cache_.num_blocks() * cache_.block_bytes();
+    // A tenth of what is free stays free for activations and for the rest of the process.
+    const int64_t bytes = cache_bytes_ ? *cache_bytes_ : held + free_bytes(weights_.device()) / 10 * 9;
+    return bytes / cache_.block_bytes();
+}
+
+void Engine::check_room(int64_t prompt_length, const GenerationConfig& config) const {
+    const int64_t max_tokens = max_tokens_of(prompt_length, config), most = most_blocks();
+    if (max_tokens <= prompt_length) return;
+    const int64_t needed = blocks_.blocks_for(max_tokens - 1);  // the last token is never looked at
+    if (needed <= most) return;
+    const double block_bytes = static_cast<double>(cache_.block_bytes());
+    throw NoRoom("A row of " + std::to_string(prompt_length) + " prompt tokens that may grow to " +
+                 std::to_string(max_tokens) + " needs " + megabytes(static_cast<double>(needed) * block_bytes) +
+                 " of key/value cache, but " + (cache_bytes_ ? "cache_bytes allows " : "the device has room for ") +
+                 megabytes(static_cast<double>(most) * block_bytes) + "; lower max_new_tokens" +
+                 (cache_bytes_ ? " or raise cache_bytes." : " or free memory."));
+}
+
+namespace {
+
+// Blocks with which no sequence of the call ever waits or is preempted.
+double blocks_wanted(const Call& call, const KVBlocks& blocks) {
+    std::vector<int64_t> needs;
+    for (const auto& sequence : call.sequences) {
+        if (!sequence->finished()) needs.push_back(blocks.blocks_for(sequence->max_tokens - 1));
+    }
+    std::sort(needs.rbegin(), needs.rend());
+    double wanted = 0;  // a limit of 2^62 tokens is allowed, so the sum may not fit an integer
+    const size_t num_running = std::min(needs.size(), static_cast<size_t>(call.max_running));
+    for (size_t i = 0; i < num_running; ++i) wanted += static_cast<double>(needs[i]);
+    return wanted;
+}
+
+}  // namespace
+
+void Engine::grow_cache(const Call& added) {
+    double wanted = blocks_wanted(added, blocks_);
+    for (const auto& call : calls_) wanted += blocks_wanted(*call, blocks_);
+    const double most = static_cast<double>(std::min<int64_t>(most_blocks(), INT32_MAX));
+    const int64_t capacity = static_cast<int64_t>(std::min(wanted, most));
+    const NeutralMode mode(weights_.device());
+    cache_.grow(capacity);
+    blocks_.grow(cache_.num_blocks());
+}
+
+bool Engine::advance(Call& call, const Poll& poll) {
+    std::unique_lock lock(mutex_);
+    const int64_t steps_before = call.num_steps;
+    while (!call.finished() && call.num_steps == steps_before) {
+        if (!stepping_ && num_adding_ == 0) {
+            step(lock, poll);
+            continue;
+        }
+        step_done_.wait_for(lock, std::chrono::milliseconds(20));
+        lock.unlock();
+        poll();
+        lock.lock();
+    }
+    return !call.finished();
+}
+
+void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
+    const Stepping stepping(*this, lock);
+    const auto begin = std::chrono::steady_clock::now();
+    const std::vector<Work> work = scheduler_.plan();
+    lock.unlock();
+    const NeutralMode mode(weights_.device());
+    cache_.copy(scheduler_.pending_copies());
+    scheduler_.pending_copies().clear();
+    const Batch batch(work, kBlockSize, weights_.device());
+    const std::vector<Sample> samples = compute(work, batch, poll);
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    lock.lock();
+    commit(work, batch, samples, seconds.count());
+}
+
+std::vector<Sample> Engine::compute(const std::vector<Work>& work, const Batch& batch, const Poll& poll) {
+    if (work.empty()) return {};
+    const at::Tensor logits = decode(weights_, batch, cache_, kernels_, poll);
+    if (batch.sampled.empty()) return {};
+    return sample(logits, batch.sampled, kernels_);
+}
+
+void Engine::commit(const std::vector<Work>& work, const Batch& batch, const std::vector<Sample>& samples,
+                    double seconds) {
+    ++num_steps_;
+    std::map<Call*, bool> calls;  // in this step, and whether it computed prompt tokens of theirs
+    for (const Work& part : work) {
+        num_computed_tokens_ += part.count;
+        calls[part.sequence->call] |= part.start < part.sequence->prompt_length;
+        scheduler_.computed(part);
+    }
+    for (const auto& [call, in_prompt] : calls) {
+        ++call->num_steps;
+        (in_prompt ? call->prefill_seconds : call->decode_seconds) += seconds;
+    }
+    for (size_t i = 0; i < samples.size(); ++i) accept(*batch.sampled[i], samples[i]);
+}
+
+void Engine::accept(Sequence& sequence, const Sample& sample) {
+    if (sample.token < 0) {
+        sequence.error = explain(sample.token);
+        finish(sequence, FinishReason::error);
+        return;
+    }
+    sequence.append(sample.token);
+    if (sequence.call->want_logprobs) {
+        sequence.logprobs.push_back(sample.logprob);
+        sequence.processed_logprobs.push_back(sample.processed_logprob);
+    }
+    const FinishReason reason = reason_to_stop(sequence);
+    if (reason != FinishReason::none) finish(sequence, reason);
+}
+
+std::string Engine::explain(int64_t no_token) const {
+    if (no_token == kNothingAllowed) return "The options forbid every token, so none could be chosen.";
+    const std::string parameter = weights_.first_non_finite();
+    if (parameter.empty()) return "The model gave logits that are NaN or infinite, though all its parameters are finite.";
+    return "The model gave logits that are NaN or infinite: the parameter " + parameter + " holds such values.";
+}
+
+void Engine::finish(Sequence& sequence, FinishReason reason) {
+    sequence.finish_reason = reason;
+    scheduler_.remove(sequence);
+    --sequence.call->num_unfinished;
+}
+
+void Engine::remove_ended_calls() {
+    for (const auto& call : calls_) {
+        if (!call->cancelled) continue;
+        for (const auto& sequence : call->sequences) {
+            if (!sequence->finished()) finish(*sequence, FinishReason::cancelled);
+        }
+    }
+    std::erase_if(calls_, [](const auto& call) { return call->finished(); });
+}
+
+void Engine::cancel(Call& call) {
+    const std::lock_guard lock(mutex_);
+    call.cancelled = true;
+    if (!stepping_) remove_ended_calls();  // else the stepping thread does it at the end of its step
+    step_done_.notify_all();
+}
+
+void Engine::read(const std::function<void()>& reader) const {
+    const std::lock_guard lock(mutex_);
+    reader();
+}
+
+EngineCounters Engine::counters() const {
+    const std::lock_guard lock(mutex_);
+    return {num_steps_, num_computed_tokens_, scheduler_.num_preemptions(), blocks_.num_used(),
+            cache_.num_blocks() * cache_.block_bytes()};
+}
+
+}  // namespace demiurgic

@@ -1,0 +1,99 @@
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "decoder.h"
+#include "kv_cache.h"
+#include "sampler.h"
+#include "scheduler.h"
+#include "weights.h"
+
+namespace demiurgic {
+
+// What a call asks for: every prompt `num_return_sequences` times, prompt-major.
+struct Request {
+    std::vector<std::vector<int64_t>> prompts;  // each of one token or more, ids inside the vocabulary
+    GenerationConfig config;                    // eos_token_id is resolved: not nullopt
+    std::vector<uint64_t> seeds;                // one a row of the result
+    int64_t max_running = 256;
+    bool want_logprobs = false;
+};
+
+struct EngineCounters {
+    int64_t num_steps = 0;
+    int64_t num_computed_tokens = 0;  // that went through the decoder
+    int64_t num_preemptions = 0;
+    int64_t num_used_blocks = 0;
+    int64_t cache_bytes = 0;
+};
+
+// Generates for all calls that are under way on one model. It has no thread of its own: whoever needs a token and finds
+// nobody stepping runs the step for everybody; the others wait. All methods may be called from any thread; none touches
+// Python.
+class Engine {
+public:
+    static constexpr int64_t kBlockSize = 16;
+
+    // `cache_bytes`: most memory of the key/value cache; nullopt: what is free on the device.
+    Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens);
+
+    // Whether calls on these live tensors, with these limits, can share this engine.
+    bool serves(const Weights& weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens) const;
+
+    // Throws std::invalid_argument or std::out_of_range for a bad request, and NoRoom, with the numbers, where a sequence
+    // can never fit.
+    void check(const Request& request) const;
+
+    // Throws as check does; the engine is then as before.
+    std::shared_ptr<Call> add(const Request& request);
+
+    // Runs steps, or waits for another thread's, until `call` has a new token or end. False where it is finished.
+    // `poll` is asked between layers and while waiting; what it throws ends the step, without a trace, and leaves here.
+    bool advance(Call& call, const Poll& poll);
+
+    // Ends the unfinished sequences of the call and frees their blocks.
+    void cancel(Call& call);
+
+    // Runs `reader` while no thread changes any call.
+    void read(const std::function<void()>& reader) const;
+
+    EngineCounters counters() const;
+
+private:
+    class Stepping;
+
+    void step(std::unique_lock<std::mutex>& lock, const Poll& poll);
+    std::vector<Sample> compute(const std::vector<Work>& work, const Batch& batch, const Poll& poll);
+    void commit(const std::vector<Work>& work, const Batch& batch, const std::vector<Sample>& samples, double seconds);
+    void accept(Sequence& sequence, const Sample& sample);
+    void finish(Sequence& sequence, FinishReason reason);
+    void remove_ended_calls();
+    void grow_cache(const Call& added);
+    void check_room(int64_t prompt_length, const GenerationConfig& config) const;
+    int64_t most_blocks() const;
+    std::string explain(int64_t no_token) const;
+
+    const Weights weights_;
+    const Kernels& kernels_;
+    const std::optional<int64_t> cache_bytes_;
+    const int64_t max_step_tokens_;
+
+    // Guards all below. While stepping_, the stepping thread computes without it: nobody else then touches cache_ or the
+    // content of a sequence.
+    mutable std::mutex mutex_;
+    std::condition_variable step_done_;
+    bool stepping_ = false;
+    int64_t num_adding_ = 0;  // threads in add; no new step begins before them
+    KVBlocks blocks_{kBlockSize};
+    KVCache cache_;
+    Scheduler scheduler_;
+    std::vector<std::shared_ptr<Call>> calls_;  // unfinished
+    int64_t num_steps_ = 0;
+    int64_t num_computed_tokens_ = 0;
+};
+
+}  // namespace demiurgic

@@ -1,0 +1,161 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+// The table of kernels: one coarse entry for each part of a layer. The reference (reference.cpp, plain ATen) has every
+// entry on every device; a device's own file overlays the entries that it does faster. Outputs are preallocated by the
+// caller. N: tokens of the step, H: hidden size, d: head dimension, V: vocabulary, R: rows whose logits are wanted.
+namespace demiurgic {
+
+enum class Activation { silu, gelu, relu };
+
+// A matrix product by live weights: x @ weight^T + bias.
+struct Linear {
+    at::Tensor weight;  // [out, in]
+    at::Tensor bias;    // [out]; undefined: none
+};
+
+// What a kernel runs in.
+struct Context {
+    at::Device device;
+};
+
+// The tokens of one sequence in the flat batch.
+struct BatchRow {
+    int64_t first;           // index of its first token
+    int64_t num_tokens;      // of this step
+    int64_t context_length;  // positions it attends to, those of this step included
+};
+
+struct EmbedArgs {
+    const at::Tensor& tokens;  // [N] int64, checked to lie in the vocabulary
+    const at::Tensor& table;   // [V, H]
+    at::Tensor& out;           // [N, H]
+};
+
+// Norm, q/k/v products, rotary embedding; keys and values go to the cache.
+struct AttentionInArgs {
+    const at::Tensor& x;  // [N, H]
+    const at::Tensor& norm;  // [H]
+    double norm_eps;
+    const Linear& q;  // [heads * d, H]
+    const Linear& k;  // [kv_heads * d, H]
+    const Linear& v;  // [kv_heads * d, H]
+    const at::Tensor& cos;    // [N, d / 2] float32
+    const at::Tensor& sin;    // [N, d / 2] float32
+    const at::Tensor& slots;  // [N] int64: block * block_size + offset
+    at::Tensor& k_cache;      // [blocks, kv_heads, block_size, d]
+    at::Tensor& v_cache;      // [blocks, kv_heads, block_size, d]
+    at::Tensor& q_out;        // [N, heads, d]
+};
+
+// Causal softmax attention of each token over its own sequence in the cache; query head h reads key head
+// h / (heads / kv_heads).
+struct AttendArgs {
+    const at::Tensor& q;                // [N, heads, d]
+    const at::Tensor& k_cache;          // [blocks, kv_heads, block_size, d]
+    const at::Tensor& v_cache;          // [blocks, kv_heads, block_size, d]
+    const std::vector<BatchRow>& rows;  // S rows
+    const at::Tensor& block_table;      // [S, most blocks] int64, filled up with 0
+    double scale;
+    at::Tensor& out;  // [N, heads, d]
+};
+
+// x += out(attended)
+struct AttentionOutArgs {
+    const at::Tensor& attended;  // [N, heads, d]
+    const Linear& out;           // [H, heads * d]
+    at::Tensor& x;               // [N, H]
+};
+
+// x += down(activation(gate(norm(x))) * up(norm(x))), or down(activation(up(norm(x)))) where gate has no weight
+struct MlpArgs {
+    const at::Tensor& norm;  // [H]
+    double norm_eps;
+    const Linear& gate;  // [I, H]
+    const Linear& up;    // [I, H]
+    const Linear& down;  // [H, I]
+    Activation activation;
+    at::Tensor& x;  // [N, H]
+};
+
+struct HeadArgs {
+    const at::Tensor& x;     // [N, H]
+    const at::Tensor& rows;  // [R] int64, indices into N
+    const at::Tensor& norm;  // [H]
+    double norm_eps;
+    const Linear& head;  // [V, H]
+    at::Tensor& logits;  // [R, V] float32
+};
+
+// Penalties and bans of tokens, as distinct pairs (row, token): steps 1 to 5 of the order of sampling, applied in the order
+// of the fields. All [E].
+struct LogitEdits {
+    at::Tensor index;       // int64, row * V + token
+    at::Tensor bias;        // float32, added
+    at::Tensor repetition;  // float32, l < 0 ? l * p : l / p
+    at::Tensor frequency;   // float32, subtracted
+    at::Tensor presence;    // float32, subtracted
+    at::Tensor banned;      // bool, becomes -inf
+};
+
+// Off values: temperature 1, top_k V, nucleus 2^30, min_p 0.
+struct SampleArgs {
+    const at::Tensor& logits;    // [R, V] float32, as the model gave them
+    const LogitEdits& edits;     // index undefined: none
+    const at::Tensor& greedy;       // [R] bool: the most likely token, lowest id on ties
+    const at::Tensor& temperature;  // [R] float32
+    const at::Tensor& top_k;        // [R] int64, 1 to V
+    const at::Tensor& nucleus;      // [R] int64: p of top_p, or of typical_p, in units of 2^-30
+    const at::Tensor& typical;      // [R] bool: nucleus is typical_p
+    const at::Tensor& min_p;        // [R] float32
+    const at::Tensor& random;       // [R, 2] int64: high and low 32 bits of the row's random number
+    int64_t most_top_k;             // of the rows that have it on; 0: none has
+    bool any_nucleus, any_typical, any_min_p, any_sampled;
+    bool want_logprobs;
+    at::Tensor& token;              // [R] int64; kNotFinite or kNothingAllowed where there is none
+    at::Tensor& logprob;            // [R] float32, by `logits`
+    at::Tensor& processed_logprob;  // [R] float32, by what the options left
+};
+
+constexpr int64_t kNotFinite = -1;       // a logit is NaN or +inf
+constexpr int64_t kNothingAllowed = -2;  // every token is at -inf
+
+template <class Args>
+struct Kernel {
+    void (*function)(Context&, const Args&);
+    const char* implementation;  // "reference", "cuda", ...
+
+    void operator()(Context& context, const Args& args) const { function(context, args); }
+};
+
+struct Kernels {
+    // Enters the device's team once for a whole step: every entry below is called from within `loop`.
+    void (*run)(Context&, const std::function<void()>& loop);
+    Kernel<EmbedArgs> embed;
+    Kernel<AttentionInArgs> attention_in;
+    Kernel<AttendArgs> attend;
+    Kernel<AttentionOutArgs> attention_out;
+    Kernel<MlpArgs> mlp;
+    Kernel<HeadArgs> head;
+    Kernel<SampleArgs> sample;
+
+    std::map<std::string, std::string> implementations() const;  // by entry
+};
+
+// The fastest table that this build and machine have for `device`; the reference where DEMIURGIC_KERNELS=reference.
+// Throws std::invalid_argument for another value of DEMIURGIC_KERNELS.
+const Kernels& kernels_for(at::Device device);
+
+const Kernels& reference_kernels();
+
+// Bytes that can still be allocated on `device`, as far as it tells.
+int64_t free_bytes(at::Device device);
+
+}  // namespace demiurgic

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "kv_blocks.h"
+#include "weights.h"
+
+namespace demiurgic {
+
+// Keys (rotated) and values of all layers, in blocks: [blocks, kv_heads, block_size, head_dim] a layer.
+class KVCache {
+public:
+    KVCache(const Weights& weights, int64_t block_size);
+
+    // Memory of one block over all layers, in bytes.
+    int64_t block_bytes() const { return block_bytes_; }
+    int64_t num_blocks() const { return num_blocks_; }
+
+    // Makes room for `num_blocks` and keeps what is there. Throws where the memory cannot be had, with nothing changed.
+    void grow(int64_t num_blocks);
+
+    void copy(const std::vector<BlockCopy>& copies);
+
+    std::vector<at::Tensor> keys, values;  // by layer
+
+private:
+    std::vector<LayerConfig> layers_;
+    at::TensorOptions options_;
+    int64_t block_size_;
+    int64_t block_bytes_ = 0;
+    int64_t num_blocks_ = 0;
+};
+
+}  // namespace demiurgic

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "sequence.h"
+
+namespace demiurgic {
+
+struct Sample {
+    int64_t token;  // kNotFinite or kNothingAllowed where there is none
+    float logprob;
+    float processed_logprob;
+};
+
+// The next token of each sequence from its row of `logits` [R, V] float32. Log-probabilities are filled in only where they
+// are wanted. Sequences are read, not changed; the same state gives the same tokens.
+std::vector<Sample> sample(const at::Tensor& logits, const std::vector<Sequence*>& sequences, const Kernels& kernels);
+
+}  // namespace demiurgic

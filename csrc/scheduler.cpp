@@ -1,0 +1,149 @@
+#include "scheduler.h"
+
+#include <algorithm>
+#include <string>
+
+namespace demiurgic {
+
+std::vector<Work> Scheduler::plan() {
+    std::vector<Work> plan;
+    const int64_t preemptions_before = num_preemptions_;
+    plan_running(plan);
+    if (num_preemptions_ == preemptions_before) plan_waiting(plan);
+    if (plan.empty() && drop_shared_prompts()) plan_waiting(plan);
+    if (plan.empty() && !waiting_.empty()) {
+        throw NoRoom("A sequence of " + std::to_string(waiting_.front()->size()) + " tokens does not fit into a cache of " +
+                     std::to_string(blocks_.capacity() * blocks_.block_size()) + " tokens.");
+    }
+    return plan;
+}
+
+namespace {
+
+int64_t tokens_left(const Sequence& sequence) { return sequence.size() - sequence.num_cached; }
+
+}  // namespace
+
+void Scheduler::plan_running(std::vector<Work>& plan) {
+    // Sequences past their prompt always run, one token each; prompts share what is left of the budget.
+    const auto past_prompt = [](const Sequence* sequence) { return tokens_left(*sequence) == 1; };
+    int64_t budget = std::max<int64_t>(
+        1, max_step_tokens_ - std::count_if(running_.begin(), running_.end(), past_prompt));
+    for (size_t i = 0; i < running_.size(); ++i) {  // preemption shortens running_ from behind
+        Sequence& sequence = *running_[i];
+        const int64_t left = tokens_left(sequence);
+        const int64_t count = left == 1 ? 1 : std::min(left, budget);
+        if (count == 0) continue;
+        if (!make_room(sequence, sequence.num_cached + count)) break;
+        if (left > 1) budget -= count;
+        plan.push_back({&sequence, sequence.num_cached, count});
+    }
+}
+
+void Scheduler::plan_waiting(std::vector<Work>& plan) {
+    int64_t budget = max_step_tokens_;
+    for (const Work& work : plan) budget -= work.count;
+    for (size_t i = 0; i < waiting_.size() && budget > 0;) {
+        Sequence& sequence = *waiting_[i];
+        if (!may_start(sequence)) {
+            ++i;
+            continue;
+        }
+        if (!start(sequence, budget, plan)) break;  // nobody overtakes a sequence that waits for blocks
+        waiting_.erase(waiting_.begin() + static_cast<int64_t>(i));
+        budget -= plan.back().count;
+    }
+}
+
+bool Scheduler::may_start(const Sequence& sequence) const {
+    if (sequence.call->num_running >= sequence.call->max_running) return false;
+    const SharedPrompt* shared = sequence.shared_prompt.get();
+    const bool leader_is_under_way =
+        shared && shared->blocks.empty() && shared->leader && shared->leader != &sequence;
+    return !leader_is_under_way;
+}
+
+bool Scheduler::start(Sequence& sequence, int64_t budget, std::vector<Work>& plan) {
+    SharedPrompt* shared = sequence.shared_prompt.get();
+    const bool forks = shared && !shared->blocks.empty();
+    // A copy computes the last token of the prompt again, to get the logits that follow it.
+    const int64_t cached = forks ? sequence.prompt_length - 1 : 0;
+    const int64_t num_shared = cached / blocks_.block_size();
+    if (blocks_.blocks_for(sequence.size()) - num_shared > blocks_.num_free()) return false;
+    if (forks) {
+        blocks_.fork(shared->blocks, cached, sequence.blocks, pending_copies_);
+        sequence.num_cached = cached;
+        leave_shared_prompt(sequence);
+    } else if (shared) {
+        shared->leader = &sequence;
+    }
+    const int64_t count = std::min(tokens_left(sequence), budget);
+    blocks_.extend(sequence.blocks, sequence.num_cached + count);
+    running_.push_back(&sequence);
+    ++sequence.call->num_running;
+    plan.push_back({&sequence, sequence.num_cached, count});
+    return true;
+}
+
+bool Scheduler::make_room(Sequence& sequence, int64_t num_tokens) {
+    while (!blocks_.extend(sequence.blocks, num_tokens)) {
+        if (drop_shared_prompts()) continue;
+        Sequence& last = *running_.back();
+        preempt(last);
+        if (&last == &sequence) return false;
+    }
+    return true;
+}
+
+void Scheduler::preempt(Sequence& sequence) {
+    running_.erase(std::find(running_.begin(), running_.end(), &sequence));
+    --sequence.call->num_running;
+    blocks_.release(sequence.blocks);
+    sequence.num_cached = 0;
+    waiting_.push_front(&sequence);
+    ++num_preemptions_;
+}
+
+void Scheduler::computed(const Work& work) {
+    Sequence& sequence = *work.sequence;
+    sequence.num_cached = work.start + work.count;
+    if (sequence.shared_prompt && sequence.num_cached >= sequence.prompt_length) {
+        sequence.shared_prompt->blocks = blocks_.share(sequence.blocks, sequence.prompt_length);
+        leave_shared_prompt(sequence);
+    }
+    if (!sequence.config->use_cache && work.gives_token()) sequence.num_cached = 0;
+}
+
+void Scheduler::remove(Sequence& sequence) {
+    const auto running = std::find(running_.begin(), running_.end(), &sequence);
+    if (running != running_.end()) {
+        running_.erase(running);
+        --sequence.call->num_running;
+    } else {
+        const auto waiting = std::find(waiting_.begin(), waiting_.end(), &sequence);
+        if (waiting != waiting_.end()) waiting_.erase(waiting);
+    }
+    blocks_.release(sequence.blocks);
+    leave_shared_prompt(sequence);
+}
+
+void Scheduler::leave_shared_prompt(Sequence& sequence) {
+    if (!sequence.shared_prompt) return;
+    SharedPrompt& shared = *sequence.shared_prompt;
+    if (shared.leader == &sequence) shared.leader = nullptr;
+    if (--shared.num_members == 0) blocks_.release(shared.blocks);
+    sequence.shared_prompt.reset();
+}
+
+bool Scheduler::drop_shared_prompts() {
+    bool dropped = false;
+    for (Sequence* sequence : waiting_) {
+        SharedPrompt* shared = sequence->shared_prompt.get();
+        if (!shared || shared->blocks.empty()) continue;
+        blocks_.release(shared->blocks);  // the next member to start computes the prompt again
+        dropped = true;
+    }
+    return dropped;
+}
+
+}  // namespace demiurgic

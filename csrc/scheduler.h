@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <stdexcept>
+#include <vector>
+
+#include "kv_blocks.h"
+#include "sequence.h"
+
+namespace demiurgic {
+
+// The part of one step that belongs to one sequence: its tokens [start, start + count) go through the decoder.
+struct Work {
+    Sequence* sequence;
+    int64_t start;
+    int64_t count;
+
+    // The last token that the sequence has is among them, so the step gives the logits of its next one.
+    bool gives_token() const { return start + count == sequence->size(); }
+};
+
+struct NoRoom : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// Who runs in the next step, and how many tokens of each: admission, chunks of prompts, preemption, copies of a prompt.
+// A plan whose step was interrupted does no harm: the next plan holds the same work.
+class Scheduler {
+public:
+    // A step computes at most `max_step_tokens` tokens of prompts, less one for each sequence that is past its prompt.
+    Scheduler(KVBlocks& blocks, int64_t max_step_tokens) : blocks_(blocks), max_step_tokens_(max_step_tokens) {}
+
+    void add(Sequence& sequence) { waiting_.push_back(&sequence); }
+
+    // The next step; empty where no sequence is left. Where blocks run out, the sequences admitted last lose theirs
+    // ("preemption"), wait at the head of the queue and are computed again later. Throws NoRoom where a sequence does not
+    // fit though it has the cache for itself.
+    std::vector<Work> plan();
+
+    // Block copies that must be made, in order, before the work of a plan; clear them once they are made.
+    std::vector<BlockCopy>& pending_copies() { return pending_copies_; }
+
+    // The keys and values of `work` are in the cache. To be called before the next token is appended.
+    void computed(const Work& work);
+
+    // Takes the sequence out and frees its blocks, wherever it stands.
+    void remove(Sequence& sequence);
+
+    int64_t num_preemptions() const { return num_preemptions_; }
+
+private:
+    void plan_running(std::vector<Work>& plan);
+    void plan_waiting(std::vector<Work>& plan);
+    bool may_start(const Sequence& sequence) const;
+    bool start(Sequence& sequence, int64_t budget, std::vector<Work>& plan);
+    bool make_room(Sequence& sequence, int64_t num_tokens);
+    void preempt(Sequence& sequence);
+    void leave_shared_prompt(Sequence& sequence);
+    bool drop_shared_prompts();
+
+    KVBlocks& blocks_;
+    const int64_t max_step_tokens_;
+    std::vector<Sequence*> running_;  // in order of admission
+    std::deque<Sequence*> waiting_;
+    std::vector<BlockCopy> pending_copies_;
+    int64_t num_preemptions_ = 0;
+};
+
+}  // namespace demiurgic

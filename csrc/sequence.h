@@ -1,0 +1,89 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "generation_config.h"
+
+namespace demiurgic {
+
+enum class FinishReason { none, eos, stop, length, error, cancelled };
+
+const char* name_of(FinishReason reason);
+
+struct Call;
+struct SharedPrompt;
+
+// Most tokens of a row, its prompt included; max_length, where given, wins over max_new_tokens.
+int64_t max_tokens_of(int64_t prompt_length, const GenerationConfig& config);
+
+// How often a token stands in the part of the context that each kind of penalty looks at.
+struct TokenCount {
+    int32_t in_window = 0;  // for repetition_penalty: the last repetition_context_size tokens
+    int32_t counted = 0;    // for frequency_penalty and presence_penalty
+};
+
+// One row of a generation: its tokens, how many of them are in the cache, and why it stopped.
+struct Sequence {
+    Sequence(std::vector<int64_t> prompt, std::shared_ptr<const GenerationConfig> config, uint64_t seed);
+
+    int64_t size() const { return static_cast<int64_t>(tokens.size()); }
+    int64_t num_generated() const { return size() - prompt_length; }
+    bool finished() const { return finish_reason != FinishReason::none; }
+    bool uses_penalties() const;
+
+    // Appends one generated token and keeps the counts up to date.
+    void append(int64_t token);
+
+    std::vector<int64_t> tokens;  // the prompt, then what was generated
+    const int64_t prompt_length;
+    const std::shared_ptr<const GenerationConfig> config;  // eos_token_id is resolved: never nullopt
+    const uint64_t seed;
+    const int64_t max_tokens;  // prompt included
+
+    std::unordered_map<int64_t, TokenCount> counts;  // empty where no penalty is on
+
+    int64_t num_cached = 0;       // the first so many tokens have their keys and values in `blocks`
+    std::vector<int32_t> blocks;  // cache blocks, in order of position
+
+    std::vector<float> logprobs;            // of generated tokens, by the model
+    std::vector<float> processed_logprobs;  // of generated tokens, by what the options left
+
+    FinishReason finish_reason = FinishReason::none;
+    std::string error;  // where finish_reason is error
+
+    Call* call = nullptr;                         // the call it belongs to, which owns it
+    std::shared_ptr<SharedPrompt> shared_prompt;  // among copies of one prompt; null for a single one
+
+private:
+    void count(int64_t position, int64_t token);
+};
+
+// The copies of one prompt that have not started yet. The first to run, the leader, computes the prompt; the others start
+// from its blocks.
+struct SharedPrompt {
+    const Sequence* leader = nullptr;
+    int64_t num_members = 0;      // sequences that point here
+    std::vector<int32_t> blocks;  // the computed prompt, held for the members; empty until then
+};
+
+// The sequences of one call of generate.
+struct Call {
+    std::vector<std::unique_ptr<Sequence>> sequences;  // in the order of the rows of the result
+    int64_t max_running = 256;
+    bool want_logprobs = false;
+
+    int64_t num_running = 0;
+    int64_t num_unfinished = 0;
+    int64_t num_steps = 0;  // that computed something of this call
+    bool cancelled = false;
+    double prefill_seconds = 0;  // in steps that computed prompt tokens of this call
+    double decode_seconds = 0;   // in other steps of this call
+
+    bool finished() const { return num_unfinished == 0; }
+};
+
+}  // namespace demiurgic

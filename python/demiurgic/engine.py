@@ -1,0 +1,326 @@
+"""Python's face of the engine: generate, from the live weights of a module."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from demiurgic import _C
+from demiurgic.live_weights import live_weights, unwrap
+from demiurgic.prompts import Prompts, read_prompts
+
+_DEFAULT_MAX_RUNNING = 256
+_DEFAULT_STEP_TOKENS = 512
+
+
+@dataclass
+class GenerationOutput:
+    """What a call of generate made. Rows are prompt-major: the copies of a prompt follow each other.
+
+    Attributes:
+        sequences: int64 [B * n, T + new], padded on the left and after each row's end; `[:, T:]` are the completions.
+        completions: the generated ids of each row, its EOS or stop id included, no padding.
+        prompt_lengths: tokens of each row's prompt, without padding.
+        lengths: generated tokens of each row.
+        finish_reasons: eos | stop | length | error | cancelled, of each row.
+        errors: the message where the reason is error, else None.
+        logprobs: float32 [B * n, new], natural log of each token's probability by the model's raw logits; nan after the
+            end.
+        processed_logprobs: the same by what the options left of the distribution.
+        seeds: each row's 64-bit seed; the row alone with `seed=[it]` draws the same tokens.
+        timings: prefill and decode in seconds, tokens_per_second over both.
+    """
+
+    sequences: Tensor
+    completions: list[list[int]]
+    prompt_lengths: list[int]
+    lengths: list[int]
+    finish_reasons: list[str]
+    errors: list[str | None]
+    logprobs: Tensor
+    processed_logprobs: Tensor
+    seeds: list[int]
+    timings: dict[str, float]
+
+
+class GenerationError(RuntimeError):
+    """A row ended in an error; the others are finished. `result` is the whole GenerationOutput."""
+
+    def __init__(self, message: str, result: GenerationOutput) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+@torch.compiler.disable
+def generate(
+    model: nn.Module,
+    input_ids: Any,
+    attention_mask: Any = None,
+    *,
+    generation_config: _C.GenerationConfig | None = None,
+    return_dict_in_generate: bool = False,
+    max_running: int = _DEFAULT_MAX_RUNNING,
+    cache_bytes: int | None = None,
+    max_step_tokens: int = _DEFAULT_STEP_TOKENS,
+    **options: Any,
+) -> Tensor | GenerationOutput:
+    """Continues prompts with the weights that `model` has now.
+
+    The module is left as it is: its mode, hooks, gradients and the global random state (but one 64-bit draw from torch's
+    CPU generator if it samples and no seed is given). Several threads may generate on one model at the same time.
+
+    Args:
+        model: a DemiurgicForCausalLM, also inside DistributedDataParallel or torch.compile.
+        input_ids: integers [B, T] or [T], or a list of prompts of any lengths.
+        attention_mask: [B, T], 1 where a token counts, 0 where it is padding at a row's edge. Without it, runs of
+            pad_token_id at the edges are padding unless that id is BOS or EOS.
+        generation_config: the options; those given beside it win.
+        return_dict_in_generate: return a GenerationOutput.
+        max_running: most rows that are computed at a time, 1 or more; the others wait.
+        cache_bytes: most memory of the key/value cache in bytes. None: nine tenths of what is free on the device.
+        max_step_tokens: most prompt tokens computed at a time, 1 or more; longer prompts go in chunks.
+        options: any option of GenerationConfig by name.
+
+    Returns:
+        int64 [B * num_return_sequences, T + new] on the device of `input_ids` (of the model for lists), padded on the left,
+        so that `[:, T:]` is the completion of every row.
+
+    Raises:
+        TypeError: an unknown option (the nearest is named), a value of a wrong type, something that is not a model.
+        ValueError: an option out of range, a bad mask, an empty prompt, a model that cannot be run as it is.
+        IndexError: ids outside the vocabulary.
+        RuntimeError: no room for the cache, with the numbers.
+        GenerationError: a row met logits that are not finite, or had every token forbidden (only without
+            return_dict_in_generate; its `result` has all rows).
+    """
+    _check_flag("return_dict_in_generate", return_dict_in_generate)
+    generation = Generation(
+        model,
+        input_ids,
+        attention_mask,
+        config=merged(generation_config, options),
+        want_logprobs=return_dict_in_generate,
+        max_running=max_running,
+        cache_bytes=cache_bytes,
+        max_step_tokens=max_step_tokens,
+    )
+    with generation:
+        while generation.advance():
+            pass
+    result = generation.result()
+    if return_dict_in_generate:
+        return result
+    for row, error in enumerate(result.errors):
+        if error is not None:
+            raise GenerationError(f"Row {row} ended in an error: {error}", result)
+    return result.sequences
+
+
+def merged(config: _C.GenerationConfig | None, options: dict[str, Any]) -> _C.GenerationConfig:
+    """A copy of `config`, or of the defaults, with `options` on top."""
+    if config is None:
+        return _C.GenerationConfig(**options)
+    if not isinstance(config, _C.GenerationConfig):
+        raise TypeError(
+            f"generation_config is a {type(config).__name__}; give a demiurgic.GenerationConfig "
+            "(GenerationConfig.from_dict makes one from a dict)."
+        )
+    return config.replace(**options)
+
+
+class Generation:
+    """One call of generate under way: advance it, look at its rows, take the result. Leaving `with` ends it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        input_ids: Any,
+        attention_mask: Any = None,
+        *,
+        config: _C.GenerationConfig,
+        want_logprobs: bool = False,
+        max_running: int = _DEFAULT_MAX_RUNNING,
+        cache_bytes: int | None = None,
+        max_step_tokens: int = _DEFAULT_STEP_TOKENS,
+    ) -> None:
+        _check_count("max_running", max_running)
+        _check_count("max_step_tokens", max_step_tokens)
+        if cache_bytes is not None:
+            _check_count("cache_bytes", cache_bytes)
+        module = unwrap(model)
+        config = _resolved(config, module.config)
+        self.prompts = _prompts(input_ids, attention_mask, config, module.config)
+        self.copies: int = config.num_return_sequences
+        self._pad = _padding_id(config)
+        self._want_logprobs = want_logprobs
+        self._engine = _engine_for(module, live_weights(module), cache_bytes, max_step_tokens)
+        num_prompts = len(self.prompts.ids)
+        request = _C.Request(
+            prompts=self.prompts.ids,
+            config=config,
+            seeds=_seeds(config, num_prompts, drawn=0),
+            max_running=max_running,
+            want_logprobs=want_logprobs,
+        )
+        if config.seed is None and _samples(config):
+            self._engine.check(request)  # a refused call must not draw from the user's generator
+            request.seeds = _seeds(config, num_prompts, drawn=_draw())
+        self.seeds = request.seeds
+        self._call = self._engine.add(request)
+        self._device = self.prompts.device or next(module.parameters()).device
+        _warn_past_context(self.prompts.ids, config, module.config.max_position_embeddings)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.seeds)
+
+    def advance(self) -> bool:
+        """Computes until this call has got on by a step; False once every row has ended."""
+        return self._call.advance()
+
+    def tokens(self, row: int, start: int = 0) -> list[int]:
+        """The generated ids of a row from the `start`-th on, so far."""
+        return self._call.tokens(row, start)
+
+    def finish_reason(self, row: int) -> str:
+        """none while the row is under way, else eos | stop | length | error | cancelled."""
+        return self._call.finish_reason(row)
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._call.cancel()
+
+    def result(self) -> GenerationOutput:
+        """What has been generated; to be asked once the call is finished or cancelled."""
+        rows = range(self.num_rows)
+        completions = [self._call.tokens(row) for row in rows]
+        lengths = [len(completion) for completion in completions]
+        prompts = [self.prompts.ids[row // self.copies] for row in rows]
+        width, new = self.prompts.width, max(lengths)
+        sequences = torch.full((self.num_rows, width + new), self._pad, dtype=torch.int64, device="cpu")
+        for row, (prompt, completion) in enumerate(zip(prompts, completions)):
+            ids = torch.tensor(prompt + completion, dtype=torch.int64, device="cpu")
+            sequences[row, width - len(prompt) : width + len(completion)] = ids
+        timings = self._call.timings()
+        seconds = timings["prefill"] + timings["decode"]
+        return GenerationOutput(
+            sequences=sequences.to(self._device),
+            completions=completions,
+            prompt_lengths=[len(prompt) for prompt in prompts],
+            lengths=lengths,
+            finish_reasons=[self._call.finish_reason(row) for row in rows],
+            errors=[self._call.error(row) or None for row in rows],
+            logprobs=self._padded([self._call.logprobs(row) for row in rows], new),
+            processed_logprobs=self._padded([self._call.processed_logprobs(row) for row in rows], new),
+            seeds=self.seeds,
+            timings={**timings, "tokens_per_second": sum(lengths) / seconds if seconds else 0.0},
+        )
+
+    def _padded(self, values: list[list[float]], width: int) -> Tensor:
+        """float32 [rows, width], nan after the end of each row."""
+        padded = torch.full((len(values), width), torch.nan, dtype=torch.float32, device="cpu")
+        for row, numbers in enumerate(values):
+            padded[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.float32, device="cpu")
+        return padded.to(self._device)
+
+
+# Engines under way, by module: calls of several threads on one model share one. An engine lives as long as a call.
+_engines: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[_C.Engine]] = weakref.WeakKeyDictionary()
+_engines_lock = threading.Lock()
+
+
+def _engine_for(
+    module: nn.Module, weights: _C.Weights, cache_bytes: int | None, max_step_tokens: int
+) -> _C.Engine:
+    with _engines_lock:
+        engines = _engines.setdefault(module, weakref.WeakSet())
+        for engine in engines:
+            if engine.serves(weights, cache_bytes, max_step_tokens):
+                return engine
+        engine = _C.Engine(weights, cache_bytes, max_step_tokens)
+        engines.add(engine)
+        return engine
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, but must be True or False.")
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}, but must be an integer.")
+    if value < 1:
+        raise ValueError(f"{name} is {value}, but must be 1 or more.")
+
+
+def _samples(config: _C.GenerationConfig) -> bool:
+    return bool(config.do_sample and config.temperature)
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    if ids is None:
+        return []
+    return [ids] if isinstance(ids, int) else list(ids)
+
+
+def _resolved(config: _C.GenerationConfig, model_config: Any) -> _C.GenerationConfig:
+    """The config with the model's ids where it names none."""
+    given = {}
+    if config.eos_token_id is None:
+        given["eos_token_id"] = _as_list(model_config.eos_token_id)
+    if config.pad_token_id is None:
+        given["pad_token_id"] = model_config.pad_token_id
+    return config.replace(**given)
+
+
+def _prompts(input_ids: Any, attention_mask: Any, config: _C.GenerationConfig, model_config: Any) -> Prompts:
+    special = {model_config.bos_token_id, *_as_list(config.eos_token_id)}
+    return read_prompts(input_ids, attention_mask, config.pad_token_id, special)
+
+
+def _padding_id(config: _C.GenerationConfig) -> int:
+    if config.pad_token_id is not None:
+        return config.pad_token_id
+    return next(iter(_as_list(config.eos_token_id)), 0)
+
+
+def _draw() -> int:
+    """64 random bits: one draw from torch's CPU generator, whatever the default device is."""
+    drawn = torch.empty((), dtype=torch.int64, device="cpu").random_(generator=torch.default_generator)
+    return int(drawn)
+
+
+def _seeds(config: _C.GenerationConfig, num_prompts: int, drawn: int) -> list[int]:
+    """One 64-bit seed a row, from the option `seed`, or from `drawn` where it is None."""
+    copies, seed = config.num_return_sequences, config.seed
+    num_rows = num_prompts * copies
+    if seed is None or isinstance(seed, int):
+        first = drawn if seed is None else seed
+        return [_C.derive_seed(first, i) for i in range(num_rows)]
+    if len(seed) == num_rows:
+        return list(seed)
+    if len(seed) == num_prompts:
+        return [_C.derive_seed(first, copy) for first in seed for copy in range(copies)]
+    raise ValueError(
+        f"seed is a list of {len(seed)}, but must have one entry a prompt ({num_prompts}) or one a row ({num_rows})."
+    )
+
+
+def _warn_past_context(prompts: list[list[int]], config: _C.GenerationConfig, context: int) -> None:
+    longest = max(len(prompt) for prompt in prompts)
+    limit = config.max_length if config.max_length is not None else longest + config.max_new_tokens
+    if longest < limit and limit > context:
+        warnings.warn(
+            f"Rows may grow to {limit} tokens, but max_position_embeddings is {context}: rotary angles go on past what the "
+            "model was trained on.",
+            stacklevel=5,
+        )

@@ -1,0 +1,138 @@
+"""From a module to the tensors and shapes the C++ engine works on; refuses what it would compute wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from demiurgic import _C
+from demiurgic.config import DemiurgicConfig
+from demiurgic.rotary import rotary_frequencies
+
+# The classes whose forward the engine knows: ours, and these of torch. Subclasses may compute something else.
+_OUR_MODULE = "demiurgic.model"
+_TORCH_CLASSES = frozenset({nn.Linear, nn.Embedding, nn.ModuleList, nn.Dropout, nn.Identity})
+
+_COMPILED = "_orig_mod"  # torch.compile keeps the module it wraps under this name
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel, DataParallel and torch.compile wrappers.
+
+    Raises:
+        TypeError: not a DemiurgicForCausalLM, nor a wrapper of one.
+        ValueError: the parameters are sharded over processes (FSDP, DeepSpeed ZeRO-3).
+    """
+    inner = model
+    while isinstance(inner, nn.Module):
+        if type(inner).__name__ == "FullyShardedDataParallel":
+            raise ValueError(
+                "The model is wrapped in FullyShardedDataParallel: each process holds only a part of every parameter. "
+                "Gather them first (FullyShardedDataParallel.summon_full_params) and pass the module inside."
+            )
+        if isinstance(inner, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            inner = inner.module
+        elif _COMPILED in inner._modules:
+            inner = getattr(inner, _COMPILED)
+        else:
+            break
+    if not isinstance(inner, nn.Module) or not isinstance(getattr(inner, "config", None), DemiurgicConfig):
+        raise TypeError(
+            f"The model is a {type(inner).__name__}; demiurgic generates from a DemiurgicForCausalLM "
+            "(also inside DistributedDataParallel or torch.compile)."
+        )
+    if "lm_head" not in inner._modules:
+        raise TypeError(
+            f"The model is a {type(inner).__name__}, which has no head over the vocabulary; "
+            "pass the DemiurgicForCausalLM around it."
+        )
+    return inner
+
+
+def live_weights(model: nn.Module) -> _C.Weights:
+    """References to the parameters of `model`, which `unwrap` returned, in the roles of the engine.
+
+    Raises:
+        ValueError: a part of the decoder has a forward hook or a changed forward, is parametrized, quantized or of
+            another class than ours; parameters are sharded, on several devices, on the meta device, of dtypes that
+            cannot be mixed, or of shapes that do not fit the config. The message names the part.
+    """
+    _refuse_changed_forward(model)
+    parameters = {
+        name.replace(f"{_COMPILED}.", ""): parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    for name, parameter in parameters.items():
+        _refuse_sharded(name, parameter)
+    return _C.Weights(model_config(model.config), parameters)  # type: ignore[arg-type]
+
+
+def model_config(config: DemiurgicConfig) -> _C.ModelConfig:
+    """The engine's description of the decoder that `config` describes."""
+    frequencies, scaling = rotary_frequencies(config)
+    activation = {"swiglu": "silu", "swish": "silu"}.get(config.activation_function, config.activation_function)
+    layer = _C.LayerConfig(
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.intermediate_size,
+        activation=activation,
+        gated=config.activation_function == "swiglu",
+    )
+    return _C.ModelConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        rms_norm_eps=config.rms_norm_eps,
+        rotary_frequencies=frequencies.tolist(),
+        rotary_scaling=scaling,
+        layers=[layer] * config.num_hidden_layers,
+    )
+
+
+def _refuse_changed_forward(model: nn.Module) -> None:
+    forward = getattr(type(model), "forward", None)
+    if getattr(forward, "__module__", None) != _OUR_MODULE:
+        raise ValueError(
+            f"{type(model).__name__} has a forward of its own, which generate would not run; "
+            "it knows DemiurgicForCausalLM's only."
+        )
+    hooks = nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks
+    if hooks:
+        raise ValueError(
+            "A forward hook for all modules is registered (torch.nn.modules.module.register_module_forward_hook), "
+            "which generate would not run; remove it first."
+        )
+    for name, module in _inner_modules(model):
+        if type(module).__module__ != _OUR_MODULE and type(module) not in _TORCH_CLASSES:
+            raise ValueError(
+                f"{name} is a {type(module).__name__}, which generate does not know: it would compute something else. "
+                "Merge adapters, remove parametrizations and undo quantization first."
+            )
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(f"{name} has a forward hook, which generate would not run; remove it first.")
+        if "forward" in vars(module):
+            raise ValueError(f"The forward of {name} was replaced, and generate would not run it; restore it first.")
+
+
+def _inner_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module inside `model`; not itself, nor the wrappers that torch.compile puts around inner ones."""
+    for name, module in model.named_modules():
+        if module is not model and _COMPILED not in module._modules:
+            yield name.replace(f"{_COMPILED}.", "").replace(f".{_COMPILED}", ""), module
+
+
+def _refuse_sharded(name: str, parameter: Tensor) -> None:
+    if hasattr(parameter, "ds_id"):
+        raise ValueError(
+            f"The parameter {name} is partitioned by DeepSpeed ZeRO-3; generate inside "
+            "deepspeed.zero.GatheredParameters over all parameters."
+        )
+    if type(parameter).__name__ == "DTensor" or type(parameter.data).__name__ == "DTensor":
+        raise ValueError(
+            f"The parameter {name} is a DTensor, sharded by fully_shard or tensor parallelism; generate works on whole "
+            "parameters. Gather them into an unsharded model first."
+        )
+    if parameter.layout != torch.strided:
+        raise ValueError(f"The parameter {name} is {parameter.layout}; generate works on dense parameters.")

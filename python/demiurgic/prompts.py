@@ -1,0 +1,121 @@
+"""What users pass as input_ids and attention_mask, brought to one form: a list of prompts without padding."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Prompts(NamedTuple):
+    """Prompts without padding, and what the result needs to know of their first form."""
+
+    ids: list[list[int]]
+    width: int  # T: columns of the prompts in the result
+    device: torch.device | None  # of input_ids; None where they were lists
+
+
+def read_prompts(
+    input_ids: Any, attention_mask: Any, pad_token_id: int | None, special_ids: Collection[int]
+) -> Prompts:
+    """Prompts from a tensor [B, T] or [T] of integers, a list of ids, or a list of lists of any lengths.
+
+    Padding is what `attention_mask` says. Without a mask, runs of `pad_token_id` at a row's edges are padding if that
+    id is known and none of `special_ids` (BOS and EOS).
+
+    Raises:
+        TypeError: ids that are no integers.
+        ValueError: another shape, no row, a mask of another shape, with values other than 0 and 1, or with a hole.
+    """
+    rows, device = _rows(input_ids)
+    if attention_mask is not None:
+        kept = [_kept_by_mask(i, mask, row) for i, (row, mask) in enumerate(zip(rows, _mask(attention_mask, rows)))]
+    elif pad_token_id is not None and pad_token_id not in special_ids:
+        kept = [_without_edges(row, pad_token_id) for row in rows]
+    else:
+        kept = rows
+        if len(rows) > 1 and any(row and pad_token_id in (row[0], row[-1]) for row in rows):
+            warnings.warn(
+                f"Rows of input_ids begin or end in the id {pad_token_id}, which is the padding's and BOS or EOS as "
+                "well. They are taken as tokens; pass attention_mask to say which are padding.",
+                stacklevel=4,
+            )
+    return Prompts(kept, max(len(row) for row in rows), device)
+
+
+def _rows(input_ids: Any) -> tuple[list[list[int]], torch.device | None]:
+    """Rows as lists of ids, padding included."""
+    if isinstance(input_ids, (list, tuple)):
+        if not input_ids:
+            raise ValueError("input_ids is empty; give at least one prompt.")
+        if any(isinstance(row, (list, tuple, Tensor)) or hasattr(row, "__array__") for row in input_ids):
+            return [_one_row(i, row) for i, row in enumerate(input_ids)], None
+        return [_one_row(0, input_ids)], None
+    try:
+        ids = torch.as_tensor(input_ids)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"input_ids is a {type(input_ids).__name__}; give a tensor of integers [B, T], or a list of ids or prompts."
+        ) from None
+    _check_integers(ids)
+    if ids.dim() not in (1, 2) or ids.numel() == 0:
+        raise ValueError(f"input_ids has the shape {list(ids.shape)}; give [B, T] or [T] with at least one token.")
+    device = ids.device if isinstance(input_ids, Tensor) else None
+    return torch.atleast_2d(ids).tolist(), device
+
+
+def _one_row(index: int, row: Any) -> list[int]:
+    if len(row) == 0:
+        return []  # refused by the engine, which names the row
+    try:
+        ids = torch.as_tensor(row)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"Row {index} of input_ids is {row!r}; give integers.") from None
+    _check_integers(ids)
+    if ids.dim() != 1:
+        raise ValueError(f"Row {index} of input_ids has the shape {list(ids.shape)}; give one list of ids a prompt.")
+    return ids.tolist()
+
+
+def _check_integers(ids: Tensor) -> None:
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"input_ids is of {ids.dtype}; give integers.")
+    if ids.is_meta:
+        raise ValueError("input_ids is on the meta device and holds no numbers.")
+
+
+def _mask(attention_mask: Any, rows: list[list[int]]) -> list[list[float]]:
+    mask = torch.atleast_2d(torch.as_tensor(attention_mask))
+    widths = {len(row) for row in rows}
+    if len(widths) > 1 or list(mask.shape) != [len(rows), *widths]:
+        shape = [len(rows), *widths] if len(widths) == 1 else "prompts of several lengths"
+        raise ValueError(
+            f"attention_mask has the shape {list(mask.shape)}, but input_ids is {shape}; give one entry a token "
+            "(lists of unequal prompts need no mask)."
+        )
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("attention_mask must hold 1 where a token counts and 0 where it is padding, nothing else.")
+    return mask.tolist()
+
+
+def _kept_by_mask(index: int, mask: list[float], row: list[int]) -> list[int]:
+    kept = [i for i, counts in enumerate(mask) if counts]
+    if not kept:
+        return []
+    if kept[-1] - kept[0] + 1 != len(kept):
+        raise ValueError(
+            f"attention_mask has a hole in row {index}: a 0 between ones. Padding may stand at the edges only."
+        )
+    return row[kept[0] : kept[-1] + 1]
+
+
+def _without_edges(row: list[int], pad: int) -> list[int]:
+    first, end = 0, len(row)
+    while first < end and row[first] == pad:
+        first += 1
+    while end > first and row[end - 1] == pad:
+        end -= 1
+    return row[first:end]

@@ -1,0 +1,186 @@
+"""Includes and imports point downward only (docs/architecture.md draws it)."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+# Lowest first. A file may include those of lower rows, and its own header; a new file needs a place here.
+CXX_LAYERS = [
+    {"generation_config", "philox", "kv_blocks", "kernels"},
+    {"sequence", "model_config"},
+    {"stopping", "weights"},
+    {"scheduler", "kv_cache"},
+    {"batch", "sampler"},
+    {"decoder"},
+    {"engine"},
+    {"bindings"},
+]
+# What decides who runs knows integers only, not even through a header of ours.
+INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "sequence", "stopping", "scheduler"}
+TENSORS = r"<(ATen|c10|torch|cuda)"
+PYTHON = r"<(pybind11|Python\.h|torch/(csrc/utils/pybind|csrc/python|extension|python)|torch/csrc/autograd/python)"
+DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
+
+PYTHON_LAYERS = [
+    {"_C", "_build_info"},
+    {"build_check", "config"},
+    {"rotary", "tokenizer", "info", "prompts"},
+    {"live_weights"},
+    {"engine", "text_stream"},
+    {"model"},
+    {"checkpoint"},
+    {"cli"},
+]
+# Methods of the model that only call what is above it.
+FRONT_DOORS = {("model", "checkpoint")}
+
+
+def rank(layers: list[set[str]], name: str) -> int | None:
+    return next((i for i, layer in enumerate(layers) if name in layer), None)
+
+
+def cxx_problems(csrc: Path) -> Iterator[str]:
+    files = {str(path.relative_to(csrc)): path for path in sorted(csrc.rglob("*")) if path.suffix in CXX_SUFFIXES}
+    for file, path in files.items():
+        text = path.read_text()
+        part = part_of(file)
+        place = rank(CXX_LAYERS, part)
+        if place is None:
+            yield f"{file} has no place in CXX_LAYERS"
+            continue
+        for include in re.findall(r'#include "([^"]+)"', text):
+            other = rank(CXX_LAYERS, part_of(include))
+            if include not in files:
+                yield f"{file} includes {include}, which is not there (paths begin at csrc/)"
+            elif other is None or (other >= place and part_of(include) != part):
+                yield f"{file} includes {include}, which is not below it"
+        if part != "bindings" and re.search(f"#include {PYTHON}", text):
+            yield f"{file} includes Python; only bindings.cpp may"
+        if path.suffix != ".cu" and file != "kernels/kernels.cpp" and re.search(f"^{DEVICE}", text, re.M):
+            yield f"{file} asks for the device in an #if; only kernels/kernels.cpp may"
+        if part in INTEGERS_ONLY and (reached := [f for f in reachable(file, files) if tensors_in(files[f])]):
+            yield f"{file} reaches tensors, through {reached[0]}"
+
+
+CXX_SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
+
+
+def part_of(file: str) -> str:
+    return "kernels" if file.startswith("kernels/") else Path(file).stem
+
+
+def tensors_in(path: Path) -> bool:
+    return re.search(f"#include {TENSORS}", path.read_text()) is not None
+
+
+def reachable(file: str, files: dict[str, Path]) -> list[str]:
+    seen, waiting = [], [file]
+    while waiting:
+        current = waiting.pop()
+        if current in files and current not in seen:
+            seen.append(current)
+            waiting += re.findall(r'#include "([^"]+)"', files[current].read_text())
+    return seen
+
+
+def python_problems(package: Path) -> Iterator[str]:
+    for path in sorted(package.glob("*.py")):
+        module = path.stem
+        if module == "__init__":
+            continue
+        place = rank(PYTHON_LAYERS, module)
+        if place is None:
+            yield f"{module} has no place in PYTHON_LAYERS"
+            continue
+        for other in ours(imports(ast.parse(path.read_text()))):
+            above = rank(PYTHON_LAYERS, other)
+            if above is None or (above >= place and (module, other) not in FRONT_DOORS):
+                yield f"{module} imports {other}, which is not below it"
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Modules imported at run time, wherever in the file; `if TYPE_CHECKING:` is left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = ("demiurgic." if node.level else "") + (node.module or "")
+            is_package = module.strip(".") == "demiurgic"
+            yield from (f"demiurgic.{alias.name}" for alias in node.names) if is_package else (module,)
+        yield from imports(node)
+
+
+def ours(modules: Iterable[str]) -> list[str]:
+    return [f"{module}.__init__".split(".")[1] for module in modules if module.split(".")[0] == "demiurgic"]
+
+
+def test_includes_point_downward():
+    assert not list(cxx_problems(REPOSITORY / "csrc"))
+
+
+def test_imports_point_downward():
+    assert not list(python_problems(REPOSITORY / "python" / "demiurgic"))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "problem"),
+    [
+        ("sequence.h", '#include "scheduler.h"', "sequence.h includes scheduler.h, which is not below it"),
+        ("engine.h", '#include "bindings.h"', "engine.h includes bindings.h, which is not below it"),
+        ("kernels/reference.cpp", '#include "weights.h"', "reference.cpp includes weights.h, which is not below it"),
+        ("batch.cpp", '#include "sampler.h"', "batch.cpp includes sampler.h, which is not below it"),
+        ("batch.cpp", '#include "../batch.h"', "which is not there"),
+        ("scheduler.cpp", "#include <ATen/ops/add.h>", "scheduler.cpp reaches tensors, through scheduler.cpp"),
+        ("scheduler.h", '#include "sequence.h"', "scheduler.h reaches tensors, through sequence.h"),
+        ("decoder.cpp", "#include <pybind11/stl.h>", "decoder.cpp includes Python"),
+        ("decoder.cpp", "#include <torch/csrc/utils/pybind.h>", "decoder.cpp includes Python"),
+        ("decoder.cpp", "#ifdef DEMIURGIC_CUDA", "decoder.cpp asks for the device"),
+        ("sampler.cpp", "  # if defined(USE_CUDA)", "sampler.cpp asks for the device"),
+        ("helpers.h", "", "helpers.h has no place"),
+        ("batch.cpp", '#include "batch.h"\n#include "scheduler.h"', None),
+        ("kernels/kernels.cpp", "#ifdef DEMIURGIC_CUDA", None),
+        ("bindings.cpp", '#include "engine.h"\n#include <pybind11/stl.h>', None),
+    ],
+)
+def test_a_planted_include_is_found(tmp_path, file, text, problem):
+    headers = ["scheduler.h", "weights.h", "sampler.h", "batch.h", "engine.h", "bindings.h"]
+    tree = dict.fromkeys(headers, "") | {"sequence.h": "#include <c10/core/Device.h>" * (problem or "").endswith("sequence.h")}
+    for name, content in (tree | {file: text}).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    found = [line for line in cxx_problems(tmp_path) if Path(file).name in line.split(" ")[0]]
+    assert len(found) == (problem is not None) and (problem or "") in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "problem"),
+    [
+        ("engine", "from demiurgic.model import DemiurgicModel", "engine imports model"),
+        ("engine", "from .model import DemiurgicModel", "engine imports model"),
+        ("engine", "import demiurgic.model", "engine imports model"),
+        ("engine", "from demiurgic import model", "engine imports model"),
+        ("engine", "def f():\n    from demiurgic import model", "engine imports model"),
+        ("engine", "import demiurgic", "engine imports __init__"),
+        ("config", "from demiurgic import rotary", "config imports rotary"),
+        ("config", "from demiurgic.config import x", "config imports config"),
+        ("tokenizer", "from . import cli", "tokenizer imports cli"),
+        ("utils", "", "utils has no place"),
+        ("engine", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from demiurgic import model", None),
+        ("model", "from demiurgic.engine import generate", None),
+        ("model", "from demiurgic.checkpoint import save_pretrained", None),
+        ("cli", "import torch\nfrom demiurgic import engine, tokenizer", None),
+    ],
+)
+def test_a_planted_import_is_found(tmp_path, module, text, problem):
+    (tmp_path / f"{module}.py").write_text(text)
+    found = list(python_problems(tmp_path))
+    assert len(found) == (problem is not None) and (problem or "") in "".join(found)
