@@ -384,8 +384,9 @@ void bind_engine(py::module_& m) {
              [](const std::shared_ptr<Engine>& engine, const Request& request) {
                  std::shared_ptr<Call> call;
                  {
+                     SignalPoll poll;
                      const py::gil_scoped_release release;
-                     call = engine->add(request);
+                     call = engine->add(request, std::ref(poll));
                  }
                  return std::make_unique<CallHandle>(engine, std::move(call));
              },

@@ -124,19 +124,18 @@ void Engine::check(const Request& request) const {
     check_prompts(request, vocab);
     check_option_ids(request.config, vocab);
     const std::lock_guard lock(mutex_);
+    const int64_t most = most_blocks();
     for (const std::vector<int64_t>& prompt : request.prompts) {
-        check_room(static_cast<int64_t>(prompt.size()), request.config);
+        check_room(static_cast<int64_t>(prompt.size()), request.config, most);
     }
 }
 
-std::shared_ptr<Call> Engine::add(const Request& request) {
+std::shared_ptr<Call> Engine::add(const Request& request, const Poll& poll) {
     check(request);
     std::shared_ptr<Call> call = make_call(request);
 
     std::unique_lock lock(mutex_);
-    ++num_adding_;
-    step_done_.wait(lock, [this] { return !stepping_; });
-    --num_adding_;
+    wait_for_step(lock, poll);
     grow_cache(*call);
     for (const auto& sequence : call->sequences) {
         ++call->num_unfinished;
@@ -149,6 +148,30 @@ std::shared_ptr<Call> Engine::add(const Request& request) {
     return call;
 }
 
+// Waits for the end of a step, or a little; `poll` is asked without the lock.
+void Engine::wait(std::unique_lock<std::mutex>& lock, const Poll& poll) {
+    step_done_.wait_for(lock, std::chrono::milliseconds(20));
+    lock.unlock();
+    try {
+        poll();
+    } catch (...) {
+        lock.lock();
+        throw;
+    }
+    lock.lock();
+}
+
+void Engine::wait_for_step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
+    ++num_adding_;
+    try {
+        while (stepping_) wait(lock, poll);
+    } catch (...) {
+        --num_adding_;
+        throw;
+    }
+    --num_adding_;
+}
+
 int64_t Engine::most_blocks() const {
     const int64_t held = cache_.num_blocks() * cache_.block_bytes();
     // A tenth of what is free stays free for activations and for the rest of the process.
@@ -156,16 +179,16 @@ int64_t Engine::most_blocks() const {
     return bytes / cache_.block_bytes();
 }
 
-void Engine::check_room(int64_t prompt_length, const GenerationConfig& config) const {
-    const int64_t max_tokens = max_tokens_of(prompt_length, config), most = most_blocks();
+void Engine::check_room(int64_t prompt_length, const GenerationConfig& config, int64_t most_blocks) const {
+    const int64_t max_tokens = max_tokens_of(prompt_length, config);
     if (max_tokens <= prompt_length) return;
     const int64_t needed = blocks_.blocks_for(max_tokens - 1);  // the last token is never looked at
-    if (needed <= most) return;
+    if (needed <= most_blocks) return;
     const double block_bytes = static_cast<double>(cache_.block_bytes());
     throw NoRoom("A row of " + std::to_string(prompt_length) + " prompt tokens that may grow to " +
                  std::to_string(max_tokens) + " needs " + megabytes(static_cast<double>(needed) * block_bytes) +
                  " of key/value cache, but " + (cache_bytes_ ? "cache_bytes allows " : "the device has room for ") +
-                 megabytes(static_cast<double>(most) * block_bytes) + "; lower max_new_tokens" +
+                 megabytes(static_cast<double>(most_blocks) * block_bytes) + "; lower max_new_tokens" +
                  (cache_bytes_ ? " or raise cache_bytes." : " or free memory."));
 }
 
@@ -200,14 +223,11 @@ bool Engine::advance(Call& call, const Poll& poll) {
     std::unique_lock lock(mutex_);
     const int64_t steps_before = call.num_steps;
     while (!call.finished() && call.num_steps == steps_before) {
-        if (!stepping_ && num_adding_ == 0) {
+        if (stepping_ || num_adding_ > 0) {
+            wait(lock, poll);
+        } else {
             step(lock, poll);
-            continue;
         }
-        step_done_.wait_for(lock, std::chrono::milliseconds(20));
-        lock.unlock();
-        poll();
-        lock.lock();
     }
     return !call.finished();
 }

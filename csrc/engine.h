@@ -48,8 +48,8 @@ public:
     // can never fit.
     void check(const Request& request) const;
 
-    // Throws as check does; the engine is then as before.
-    std::shared_ptr<Call> add(const Request& request);
+    // Throws as check does, or what `poll` throws while a step of others is waited for; the engine is then as before.
+    std::shared_ptr<Call> add(const Request& request, const Poll& poll);
 
     // Runs steps, or waits for another thread's, until `call` has a new token or end. False where it is finished.
     // `poll` is asked between layers and while waiting; what it throws ends the step, without a trace, and leaves here.
@@ -66,6 +66,9 @@ public:
 private:
     class Stepping;
 
+    void wait(std::unique_lock<std::mutex>& lock, const Poll& poll);
+    void wait_for_step(std::unique_lock<std::mutex>& lock, const Poll& poll);
+
     void step(std::unique_lock<std::mutex>& lock, const Poll& poll);
     std::vector<Sample> compute(const std::vector<Work>& work, const Batch& batch, const Poll& poll);
     void commit(const std::vector<Work>& work, const Batch& batch, const std::vector<Sample>& samples, double seconds);
@@ -73,7 +76,7 @@ private:
     void finish(Sequence& sequence, FinishReason reason);
     void remove_ended_calls();
     void grow_cache(const Call& added);
-    void check_room(int64_t prompt_length, const GenerationConfig& config) const;
+    void check_room(int64_t prompt_length, const GenerationConfig& config, int64_t most_blocks) const;
     int64_t most_blocks() const;
     std::string explain(int64_t no_token) const;
 

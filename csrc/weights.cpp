@@ -24,6 +24,8 @@ bool supported(at::ScalarType dtype) {
 
 Weights::Weights(ModelConfig config, std::map<std::string, at::Tensor> parameters)
     : config_(std::move(config)), parameters_(std::move(parameters)) {
+    // Detached, so that a parameter whose data is replaced during a call is not pulled away from under a step.
+    for (auto& [name, parameter] : parameters_) parameter = parameter.detach();
     const int64_t vocab = config_.vocab_size, hidden = config_.hidden_size;
     const std::string embedding_name = "model.embed_tokens.weight";
     const auto found = parameters_.find(embedding_name);
@@ -64,7 +66,7 @@ at::Tensor Weights::take(const std::string& name, at::IntArrayRef shape, bool no
         refuse("The parameter ", name, " is of ", tensor.scalar_type(), " and model.embed_tokens.weight of ", dtype(),
                "; all parameters must have one dtype, but norms may be float32.");
     }
-    return tensor.detach();
+    return tensor;
 }
 
 Linear Weights::linear(const std::string& name, int64_t out, int64_t in) const {

@@ -150,7 +150,7 @@ class Trainer:
             optimizer.zero_grad()
         self.step += 1
         self.seconds += time.monotonic() - started
-        return float(loss)
+        return float(loss.detach())
 
     def save(self, path: Path) -> None:
         state = {

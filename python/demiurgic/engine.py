@@ -57,7 +57,6 @@ class GenerationError(RuntimeError):
         self.result = result
 
 
-@torch.compiler.disable
 def generate(
     model: nn.Module,
     input_ids: Any,

@@ -26,7 +26,7 @@ def info() -> dict[str, Any]:
         "versions": _versions(),
         "build": _build(),
         "devices": devices,
-        "kernels": {} if problem else _kernels(list(devices)),
+        "kernels": {} if problem else _kernels(devices),
         "problem": problem,
     }
 
@@ -93,18 +93,24 @@ def _devices() -> dict[str, Any]:
     if torch.cuda.is_available():
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         devices["cuda"] = [
-            {"name": gpu.name, "capability": f"{gpu.major}.{gpu.minor}", "memory GiB": round(gpu.total_memory / 2**30, 1)}
+            {"name": gpu.name, "capability": f"{gpu.major}.{gpu.minor}", "memory GiB": _gib(gpu.total_memory)}
             for gpu in gpus
         ]
     if torch.backends.mps.is_available():
-        devices["mps"] = {"memory GiB": round(torch.mps.recommended_max_memory() / 2**30, 1)}
+        devices["mps"] = {"memory GiB": _gib(torch.mps.recommended_max_memory())}
     return devices
 
 
-def _kernels(devices: Sequence[str]) -> dict[str, dict[str, str]]:
-    from demiurgic import _C
+def _gib(count: int) -> float:
+    return round(count / 2**30, 1)
 
-    return {device: dict(_C.kernels_info(device)) for device in devices}
+
+def _kernels(devices: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """The implementation of each entry; those for CUDA also where the build has them and the machine no GPU."""
+    from demiurgic import _C, _build_info
+
+    built = ["cuda"] if _build_info.CUDA_ARCHITECTURES else []
+    return {device: dict(_C.kernels_info(device)) for device in dict.fromkeys([*devices, *built])}
 
 
 def show(facts: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -86,10 +86,12 @@ class Tokenizer:
             TypeError: not a str or a list of str.
             ValueError: `add_bos` where the tokenizer has no such id; a lone surrogate, which is no text.
         """
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, list | tuple):
+            raise TypeError(f"encode takes a str or a list of str, not {type(texts).__name__}.")
         for item in texts:
             if not isinstance(item, str):
-                raise TypeError(f"encode takes a str or a list of str, not {type(item).__name__} in it.")
+                raise TypeError(f"encode takes a str or a list of str, not a list with {type(item).__name__} in it.")
             _check_text(item)
         start = self._bos() if add_bos else []
         rows = [start + e.ids for e in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
@@ -167,6 +169,3 @@ def _as_int(value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"decode takes integer token ids, not {value!r}.")
     return int(value)
-
-
-__all__: Iterable[str] = ["Tokenizer"]
