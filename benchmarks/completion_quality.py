@@ -117,9 +117,16 @@ def measure(
         for (text, _, _), count in list(zip(answers, counts, strict=True))[:show]:
             print(f"--- {count} lines\n{text}")
     row = {
-        "benchmark": "completion_quality", "model": str(model), "dtype": dtype, "prompts": len(asked), "seed": seed,
-        "good": good, "median_parsed_lines": statistics.median(lengths), "ended_by_model": ends / len(lengths),
-        "repeated_4_grams": round(statistics.mean(repetition), 4), "seconds": round(time.perf_counter() - started, 1),
+        "benchmark": "completion_quality",
+        "model": str(model),
+        "dtype": dtype,
+        "prompts": len(asked),
+        "seed": seed,
+        "good": good,
+        "median_parsed_lines": statistics.median(lengths),
+        "ended_by_model": ends / len(lengths),
+        "repeated_4_grams": round(statistics.mean(repetition), 4),
+        "seconds": round(time.perf_counter() - started, 1),
     }
     print(json.dumps(row))
 
@@ -142,8 +149,13 @@ def loss(
         nats, tokens = nats + float(mean) * (len(ids) - 1), tokens + len(ids) - 1
         size += len(tokenizer.decode(ids).encode())
     row = {
-        "benchmark": "held_out_loss", "model": str(model), "dtype": dtype, "documents": len(rows), "tokens": tokens,
-        "nats_per_token": round(nats / tokens, 4), "bits_per_byte": round(nats / math.log(2) / size, 4),
+        "benchmark": "held_out_loss",
+        "model": str(model),
+        "dtype": dtype,
+        "documents": len(rows),
+        "tokens": tokens,
+        "nats_per_token": round(nats / tokens, 4),
+        "bits_per_byte": round(nats / math.log(2) / size, 4),
     }
     print(json.dumps(row))
 
@@ -161,9 +173,12 @@ def choose(
         function, lines = ast.parse(row["text"]).body[0], row["text"].split("\n")
         if row["kind"] != "function" or not isinstance(function, ast.FunctionDef) or function.decorator_list:
             continue
-        if WANTED_LINES <= len(body_lines(function, lines)) <= 40 and of_module[row["module"]] < 3:
+        prompt = header(function, lines)
+        if not WANTED_LINES <= len(body_lines(function, lines)) <= 40 or of_module[row["module"]] == 3:
+            continue
+        if prompt not in (other["prompt"] for other in chosen):
             of_module[row["module"]] += 1
-            chosen.append({"module": row["module"], "prompt": header(function, lines)})
+            chosen.append({"module": row["module"], "prompt": prompt})
     prompts.write_text(json.dumps(chosen[:PROMPT_COUNT], indent=1) + "\n")
     print(f"{min(len(chosen), PROMPT_COUNT)} prompts of {len(chosen)} eligible functions in {prompts}")
 

@@ -44,13 +44,13 @@ print(json.dumps({"abi": [sys.implementation.name, *sys.version_info[:2], syscon
 
 @dataclass(frozen=True)
 class Torch:
-    """An installed torch: its package folder, version, CUDA version (None: a CPU build), libstdc++ ABI, and how found."""
+    """An installed torch."""
 
-    root: str
+    root: str  # the folder of the package
     version: str
-    cuda: str | None
+    cuda: str | None  # the CUDA that it was built with; None: a CPU build
     cxx11_abi: int
-    how: str
+    how: str  # it was found
 
     @property
     def minor(self) -> tuple[int, int]:
@@ -75,7 +75,7 @@ class Process:
         return Path(self.argv[0]).name if self.argv else ""
 
 
-# --- the hooks of scikit-build-core -------------------------------------------------------------------------------
+# --- the hooks of scikit-build-core ---------------------------------------------------------------
 
 _state = "wheel"
 
@@ -111,7 +111,7 @@ def dynamic_wheel(settings: Mapping[str, Any]) -> dict[str, bool]:
     return {"dependencies": True}
 
 
-# --- the search -----------------------------------------------------------------------------------------------------
+# --- the search -----------------------------------------------------------------------------------
 
 
 def require_torch() -> Torch:
@@ -162,7 +162,9 @@ def candidates() -> Iterator[Candidate]:
             yield from uv_target(process)
             return
         if process.name.startswith("python") and any(a == "build" or a.endswith("build") for a in process.argv[1:4]):
-            yield Candidate(process.cwd / (shutil.which(process.argv[0]) or process.argv[0]), "runs the build front end")
+            yield Candidate(
+                process.cwd / (shutil.which(process.argv[0]) or process.argv[0]), "runs the build front end"
+            )
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
         if prefix := os.environ.get(variable):
             yield Candidate(python_of(Path(prefix)), variable)

@@ -2,6 +2,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <chrono>
+#include <limits>
 #include <memory>
 #include <optional>
 
@@ -24,21 +25,21 @@ using namespace pybind11::literals;
                          py::type::of(given).attr("__name__").cast<std::string>() + ", but must be " + expected + ".");
 }
 
-// Anything with __index__ that is not a bool: int, numpy integers.
-bool is_integer(py::handle value) { return PyIndex_Check(value.ptr()) && !PyBool_Check(value.ptr()); }
-
-bool is_number(py::handle value) {
-    return is_integer(value) || PyFloat_Check(value.ptr()) ||
-           (py::hasattr(value, "__float__") && !PyBool_Check(value.ptr()) && !py::hasattr(value, "__len__"));
+// The int of anything with a working __index__ that is not a bool: int, numpy integers; else an empty object.
+py::object as_index(py::handle value) {
+    if (!PyIndex_Check(value.ptr()) || PyBool_Check(value.ptr())) return {};
+    auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+    if (!index) PyErr_Clear();  // an array of several integers
+    return index;
 }
 
 bool is_list(py::handle value) { return PyList_Check(value.ptr()) || PyTuple_Check(value.ptr()); }
 
-py::int_ as_index(py::handle value) { return py::reinterpret_steal<py::int_>(PyNumber_Index(value.ptr())); }
 
 int64_t to_integer(const std::string& name, const std::string& expected, py::handle value) {
-    if (!is_integer(value)) wrong_type(name, expected, value);
-    const int64_t converted = PyLong_AsLongLong(as_index(value).ptr());
+    const py::object index = as_index(value);
+    if (!index) wrong_type(name, expected, value);
+    const int64_t converted = PyLong_AsLongLong(index.ptr());
     if (converted == -1 && PyErr_Occurred()) {
         PyErr_Clear();
         throw py::value_error(name + " is " + py::repr(value).cast<std::string>() + ", which does not fit 64 bits.");
@@ -47,8 +48,9 @@ int64_t to_integer(const std::string& name, const std::string& expected, py::han
 }
 
 uint64_t to_seed(py::handle value) {
-    if (!is_integer(value)) wrong_type("seed", "an int, a list of ints or None", value);
-    const uint64_t converted = PyLong_AsUnsignedLongLong(as_index(value).ptr());
+    const py::object index = as_index(value);
+    if (!index) wrong_type("seed", "an int, a list of ints or None", value);
+    const uint64_t converted = PyLong_AsUnsignedLongLong(index.ptr());
     if (PyErr_Occurred()) {
         PyErr_Clear();
         throw py::value_error("seed is " + py::repr(value).cast<std::string>() + ", but must be from 0 to 2**64 - 1.");
@@ -57,15 +59,19 @@ uint64_t to_seed(py::handle value) {
 }
 
 double to_number(const std::string& name, const std::string& expected, py::handle value) {
-    if (!is_number(value)) wrong_type(name, expected, value);
+    // int, float, and whatever converts to them: numpy's numbers, tensors of one element
+    if (PyBool_Check(value.ptr())) wrong_type(name, expected, value);
     const double converted = PyFloat_AsDouble(value.ptr());
-    if (PyErr_Occurred()) throw py::error_already_set();
-    return converted;
+    if (!PyErr_Occurred()) return converted;
+    const bool too_large = PyErr_ExceptionMatches(PyExc_OverflowError);
+    PyErr_Clear();
+    if (too_large) return std::numeric_limits<double>::infinity();  // out of every range
+    wrong_type(name, expected, value);
 }
 
 Value from_python(const Option& option, py::handle value) {
     if (value.is_none()) return {};
-    const std::string expected = option.type_name;
+    const std::string expected = option.type_name, entry = std::string("An entry of ") + option.name;
     switch (option.type) {
         case OptionType::boolean:
             if (!PyBool_Check(value.ptr())) wrong_type(option.name, expected, value);
@@ -73,17 +79,16 @@ Value from_python(const Option& option, py::handle value) {
         case OptionType::integer: return to_integer(option.name, expected, value);
         case OptionType::number: return to_number(option.name, expected, value);
         case OptionType::ids: {
-            if (is_integer(value)) return Ids{to_integer(option.name, expected, value)};
-            if (!is_list(value)) wrong_type(option.name, expected, value);
+            if (!is_list(value)) return Ids{to_integer(option.name, expected, value)};
             Ids ids;
-            for (py::handle id : value) ids.push_back(to_integer(option.name, expected, id));
+            for (py::handle id : value) ids.push_back(to_integer(entry, "an int", id));
             return ids;
         }
         case OptionType::logit_bias: {
             if (!PyDict_Check(value.ptr())) wrong_type(option.name, expected, value);
             LogitBias bias;
             for (const auto& [id, number] : py::reinterpret_borrow<py::dict>(value)) {
-                bias[to_integer(option.name, expected, id)] = to_number(option.name, expected, number);
+                bias[to_integer(entry, "a token id and a number", id)] = to_number(entry, "a token id and a number", number);
             }
             return bias;
         }
@@ -183,6 +188,19 @@ void bind_preset(py::class_<GenerationConfig>& cls, const Preset& preset) {
     cls.attr(name.c_str()) = py::reinterpret_steal<py::object>(PyClassMethod_New(make.ptr()));
 }
 
+// So that a misspelt attribute is refused with the nearest name, as everywhere else.
+void set_attribute(py::handle self, const py::str& name, py::handle value) {
+    if (PyObject_GenericSetAttr(self.ptr(), name.ptr(), value.ptr()) == 0) return;
+    py::error_already_set refused;
+    if (!refused.matches(PyExc_AttributeError)) throw refused;
+    try {
+        find_option(name.cast<std::string>());
+    } catch (const UnknownOption& error) {
+        throw py::attribute_error(error.what());
+    }
+    throw refused;
+}
+
 void bind_generation_config(py::module_& m) {
     py::class_<GenerationConfig> cls(m, "GenerationConfig",
                                      "The options of a generation. `demiurgic.options()` tells all about each.");
@@ -197,7 +215,13 @@ void bind_generation_config(py::module_& m) {
     cls.def("to_dict", &to_dict,
             "Keywords for generate: always the same fourteen keys, then those other options that differ from their "
             "defaults.")
-        .def_static("from_dict", &make_config, "options"_a, "The inverse of to_dict; missing options take their defaults.")
+        .def_static(
+            "from_dict",
+            [](const py::object& given) {
+                if (!PyDict_Check(given.ptr())) wrong_type("What from_dict is given", "a dict of options", given);
+                return make_config(given);
+            },
+            "options"_a, "The inverse of to_dict; missing options take their defaults.")
         .def("to_json", [](const GenerationConfig& c) { return py::module_::import("json").attr("dumps")(to_dict(c)); })
         .def_static("from_json", &from_json, "text"_a, "The inverse of to_json.")
         .def("replace",
@@ -208,6 +232,7 @@ void bind_generation_config(py::module_& m) {
              "A copy with the given options changed.")
         .def("validate", &GenerationConfig::validate, "Raises ValueError where two options contradict each other.")
         .def("__eq__", [](const GenerationConfig& a, const GenerationConfig& b) { return a == b; }, py::is_operator())
+        .def("__setattr__", &set_attribute)
         .def("__repr__", &repr_of)
         .def(py::pickle(&changed_options, [](const py::dict& state) { return make_config(state); }));
     for (const Preset& preset : presets()) bind_preset(cls, preset);
@@ -406,6 +431,8 @@ PYBIND11_MODULE(_C, m) {
         try {
             if (thrown) std::rethrow_exception(thrown);
         } catch (const UnknownOption& error) {
+            py::set_error(PyExc_TypeError, error.what());
+        } catch (const WrongType& error) {
             py::set_error(PyExc_TypeError, error.what());
         }
     });

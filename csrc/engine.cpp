@@ -287,6 +287,9 @@ void Engine::accept(Sequence& sequence, const Sample& sample) {
 
 std::string Engine::explain(int64_t no_token) const {
     if (no_token == kNothingAllowed) return "The options forbid every token, so none could be chosen.";
+    if (no_token == kOverflow) {
+        return "logit_bias, the penalties or temperature took the largest logit out of the range of float32.";
+    }
     const std::string parameter = weights_.first_non_finite();
     if (parameter.empty()) return "The model gave logits that are NaN or infinite, though all its parameters are finite.";
     return "The model gave logits that are NaN or infinite: the parameter " + parameter + " holds such values.";

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <sstream>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
 
 namespace demiurgic {
 
@@ -10,21 +12,30 @@ namespace {
 
 using Config = GenerationConfig;
 
-template <class T>
-std::string text_of(const T& value) {
-    std::ostringstream out;
-    out << value;
-    return out.str();
+std::string text_of(int64_t value) { return std::to_string(value); }
+
+// With as many digits as tell it from its neighbours.
+std::string text_of(double value) {
+    char digits[32];
+    for (int precision = 6; precision <= 17; ++precision) {
+        std::snprintf(digits, sizeof digits, "%.*g", precision, value);
+        if (std::strtod(digits, nullptr) == value) break;
+    }
+    return digits;
 }
 
 [[noreturn]] void refuse(const char* name, const std::string& given, const std::string& allowed) {
     throw std::invalid_argument(std::string(name) + " is " + given + ", but must be " + allowed + ".");
 }
 
+[[noreturn]] void refuse_none(const char* name, const char* allowed) {
+    throw WrongType(std::string(name) + " is None, but must be " + allowed + ".");
+}
+
 // None switches an option off where `off` is given; otherwise it is refused.
 int64_t integer_in(const char* name, const Value& value, int64_t low, std::optional<int64_t> off, const char* allowed) {
     if (std::holds_alternative<std::monostate>(value)) {
-        if (!off) refuse(name, "None", allowed);
+        if (!off) refuse_none(name, allowed);
         return *off;
     }
     const int64_t given = std::get<int64_t>(value);
@@ -45,7 +56,7 @@ double number_in(const char* name, const Value& value, double low, double high, 
 }
 
 bool boolean(const char* name, const Value& value) {
-    if (std::holds_alternative<std::monostate>(value)) refuse(name, "None", "True or False");
+    if (std::holds_alternative<std::monostate>(value)) refuse_none(name, "True or False");
     return std::get<bool>(value);
 }
 
@@ -130,7 +141,7 @@ std::vector<Option> make_options() {
          "their mass reaches p, the one that crosses included. Where set, it stands in for top_p. 1 or None: off.",
          true,
          [](const Config& c) -> Value { return c.typical_p == 1.0 ? Value() : Value(c.typical_p); },
-         [](Config& c, const Value& v) { c.typical_p = number_in("typical_p", v, 1e-9, 1, 1.0, kTypical); }},
+         [](Config& c, const Value& v) { c.typical_p = number_in("typical_p", v, std::numeric_limits<double>::denorm_min(), 1, 1.0, kTypical); }},
         {"do_sample", T::boolean, "bool", "True or False", "True draws tokens; False takes the most likely one.", true,
          BOOLEAN(do_sample)},
         {"repetition_penalty", T::number, "float | None", kFactor,

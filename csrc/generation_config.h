@@ -64,8 +64,8 @@ struct Option {
     const char* doc;
     bool in_dict;  // one of the fourteen keys that to_dict always gives
     Value (*get)(const GenerationConfig&);
-    // Takes the alternative of `type` or None; throws std::invalid_argument where the value is out of range or None is
-    // not allowed.
+    // Takes the alternative of `type` or None; throws std::invalid_argument where the value is out of range, WrongType
+    // where None is not allowed.
     void (*set)(GenerationConfig&, const Value&);
 };
 
@@ -73,6 +73,11 @@ struct Option {
 const std::vector<Option>& options();
 
 struct UnknownOption : std::invalid_argument {
+    using std::invalid_argument::invalid_argument;
+};
+
+// None for an option that cannot be switched off.
+struct WrongType : std::invalid_argument {
     using std::invalid_argument::invalid_argument;
 };
 

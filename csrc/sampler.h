@@ -10,7 +10,7 @@
 namespace demiurgic {
 
 struct Sample {
-    int64_t token;  // kNotFinite or kNothingAllowed where there is none
+    int64_t token;  // kNotFinite, kNothingAllowed or kOverflow where there is none
     float logprob;
     float processed_logprob;
 };

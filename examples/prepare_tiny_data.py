@@ -3,8 +3,8 @@
     python -m pip download --no-deps --only-binary :all: -d wheels -r examples/tiny_packages.txt
     python examples/prepare_tiny_data.py --wheels wheels --stdlib --out data
 
-A module becomes documents twice: once as runs of whole top-level statements, once as single functions, methods and
-small classes, dedented, because a completion model is mostly asked about single functions. Long docstrings are cut to
+Every module becomes single functions, methods and small classes, dedented, because a completion model is mostly asked
+about single functions; every second module also becomes runs of whole top-level statements. Long docstrings are cut to
 their first paragraph, so that a small model spends its capacity on code. The modules listed in
 `examples/tiny_held_out.txt` never reach the training side, nor does any document equal to one of theirs.
 """
@@ -14,12 +14,14 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import platform
 import re
 import sysconfig
 import textwrap
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from email.message import Message
 from email.parser import HeaderParser
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +40,8 @@ SKIPPED_FOLDERS = re.compile(
     r"|examples?|turtledemo|ensurepip|encodings|msgfmt|__pycache__|lexers|data|datasets|_?generated|smartquotes)(/|$)"
 )
 SKIPPED_FILES = re.compile(r"(^|/)(test_[^/]*|[^/]*_tests?|conftest|__main__|_?version|[^/]*tables?|pydoc_topics)\.py$")
-MAX_FILE_BYTES, MAX_LINE, CHUNK_CHARS, MIN_DOCUMENT = 250_000, 160, 2400, 60
+MAX_FILE_BYTES, MAX_LINE, CHUNK_CHARS = 250_000, 160, 2400
+MIN_DOCUMENT, MAX_DOCUMENT = 60, 6000  # longer ones are mostly tables, which would fill whole batches
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,14 @@ def wheel_modules(wheel: Path) -> Iterator[Module]:
                 yield from _decoded(name, archive.read(name))
 
 
+def wheel_metadata(archive: zipfile.ZipFile) -> Message:
+    [metadata] = [name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)]
+    return HeaderParser().parsestr(archive.read(metadata).decode())
+
+
 def wheel_licence(archive: zipfile.ZipFile) -> str:
     """The licence a wheel states: the SPDX expression, else its classifiers, else the first line of its text."""
-    [metadata] = [name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)]
-    header = HeaderParser().parsestr(archive.read(metadata).decode())
+    header = wheel_metadata(archive)
     if header["License-Expression"]:
         return str(header["License-Expression"])
     classifiers = [c.split(" :: ")[-1] for c in header.get_all("Classifier", []) if c.startswith("License ::")]
@@ -113,8 +120,12 @@ def _is_table(text: str) -> bool:
 
 def _indents_by_four(tree: ast.Module) -> bool:
     bodies = [node.body[0] for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    return all(first.col_offset in (4,) or first.lineno == node.lineno for first, node in
-               zip(bodies, (n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)), strict=True))
+    return all(
+        first.col_offset in (4,) or first.lineno == node.lineno
+        for first, node in zip(
+            bodies, (n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)), strict=True
+        )
+    )
 
 
 def _shorten_docstrings(text: str, tree: ast.Module) -> str:
@@ -176,13 +187,30 @@ def _definitions(parent: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef 
 def documents(modules: Iterable[Module], taken: set[bytes]) -> Iterator[dict[str, str]]:
     """The documents of the modules as JSON rows, each text once; `taken` holds the digests of texts already used."""
     for module in modules:
-        for kind, split in (("module", chunks), ("function", functions)):
-            for piece in split(module.text):
-                piece = piece.strip("\n") + "\n"
-                digest = hashlib.blake2b(re.sub(r"\s+", " ", piece).encode(), digest_size=12).digest()
-                if len(piece) >= MIN_DOCUMENT and digest not in taken:
-                    taken.add(digest)
-                    yield {"module": module.name, "kind": kind, "text": piece}
+        pieces = [("function", piece) for piece in functions(module.text)]
+        if _digest(module.name)[0] % 2 == 0:
+            pieces += [("module", piece) for piece in chunks(module.text)]
+        for kind, piece in pieces:
+            piece = piece.strip("\n") + "\n"
+            digest = _digest(re.sub(r"\s+", " ", piece))
+            if MIN_DOCUMENT <= len(piece) <= MAX_DOCUMENT and digest not in taken:
+                taken.add(digest)
+                yield {"module": module.name, "kind": kind, "text": piece}
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=12).digest()
+
+
+def list_sources(wheels: Path | None, stdlib: bool) -> Iterator[str]:
+    """One line "name version, licence" for each source taken."""
+    if stdlib:
+        yield f"CPython standard library {platform.python_version()}, PSF-2.0"
+    for wheel in sorted(wheels.glob("*.whl")) if wheels else []:
+        with zipfile.ZipFile(wheel) as archive:
+            header, licence = wheel_metadata(archive), wheel_licence(archive)
+        if is_permissive(licence):
+            yield f"{header['Name']} {header['Version']}, {licence}"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -229,7 +257,7 @@ def prepare(
     held_out: Annotated[Path, typer.Option(help="list of module names kept out of training")] = HELD_OUT_LIST,
     vocab_size: Annotated[int, typer.Option(min=262)] = 4096,
 ) -> None:
-    """Write train.jsonl, held_out.jsonl and tokenizer.json to OUT."""
+    """Write train.jsonl, held_out.jsonl, tokenizer.json and sources.txt (names, versions, licences) to OUT."""
     out.mkdir(parents=True, exist_ok=True)
     names = {line for line in held_out.read_text().split() if not line.startswith("#")}
     cleaned = [Module(m.name, text) for m in gather(wheels, stdlib, sources) if (text := clean(m.text))]
@@ -239,9 +267,12 @@ def prepare(
     if not train:
         raise typer.BadParameter("no training document was found; give --wheels, --stdlib or --sources")
     train_tokenizer(train[:: max(1, len(train) // 40_000)], vocab_size).save(str(out / "tokenizer.json"))
+    (out / "sources.txt").write_text("".join(f"{line}\n" for line in list_sources(wheels, stdlib)))
     characters = sum(map(len, train))
-    print(f"{len(cleaned)} modules, {len(train)} training documents of {characters / 1e6:.1f}M characters, "
-          f"{len(kept_out)} held out")
+    print(
+        f"{len(cleaned)} modules, {len(train)} training documents of {characters / 1e6:.1f}M characters, "
+        f"{len(kept_out)} held out"
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,11 @@ from torch import Tensor
 import demiurgic
 from demiurgic.tokenizer import Tokenizer
 
-PROMPTS = ["def fibonacci(n):", 'def read_json(path):\n    """Return the object stored in a JSON file."""', "class Stack:"]
+PROMPTS = [
+    "def fibonacci(n):",
+    'def read_json(path):\n    """Return the object stored in a JSON file."""',
+    "class Stack:",
+]
 FIM_SHARE, FIM_CHARS = 0.5, 1200  # half of the samples; a fill-in-the-middle sample should fit a training row
 
 
@@ -49,7 +53,7 @@ class Settings:
     rate: float
     seed: int
     bfloat16: bool
-    compile: bool
+    compiled: bool
 
 
 class DocumentStream:
@@ -90,7 +94,7 @@ class DocumentStream:
 
 
 def plain_sample(text: str, tokenizer: Tokenizer, chance: random.Random) -> list[int]:
-    """bos and the text, tokenized in two parts: a user's prompt may end anywhere, inside of what BPE would merge too."""
+    """bos and the text, tokenized in two parts, since a user's prompt may end inside of what BPE would merge."""
     cut = chance.randrange(len(text) + 1)
     if chance.random() < 0.5:
         cut = text.find("\n", cut) + 1 + chance.choice((0, -1))  # before or after a line's end
@@ -131,7 +135,7 @@ class Trainer:
 
     def __init__(self, model: Any, stream: DocumentStream, settings: Settings) -> None:
         self.model, self.stream, self.settings, self.step, self.seconds = model, stream, settings, 0, 0.0
-        self.forward = torch.compile(model) if settings.compile else model
+        self.forward = torch.compile(model) if settings.compiled else model
         self.optimizers = make_optimizers(model, settings.rate)
 
     def train_step(self) -> float:
@@ -162,7 +166,7 @@ class Trainer:
             "seconds": self.seconds,
         }
         torch.save(state, path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)  # a kill while writing leaves the older checkpoint whole
+        path.with_suffix(".part").replace(path)  # a kill while writing leaves the older checkpoint whole
 
     def load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
@@ -225,8 +229,15 @@ class Interrupt:
 
 
 def run(
-    trainer: Trainer, held_out: Tensor, out: Path, *, log_every: int, evaluate_every: int, sample_every: int,
-    save_every: int, minutes: float,
+    trainer: Trainer,
+    held_out: Tensor,
+    out: Path,
+    *,
+    log_every: int,
+    evaluate_every: int,
+    sample_every: int,
+    save_every: int,
+    minutes: float,
 ) -> Iterator[dict[str, Any]]:
     """Train to the last step, the time limit or Ctrl-C; save; yield each row of the log as it is written."""
     settings, deadline, losses = trainer.settings, time.monotonic() + 60 * minutes, list[float]()
@@ -281,7 +292,7 @@ def train(
     context: int = 1024,
     seed: int = 0,
     bfloat16: Annotated[bool, typer.Option(help="matrix products in bfloat16, parameters in float32")] = False,
-    compile: Annotated[bool, typer.Option(help="torch.compile the training step's forward")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the training step's forward")] = False,
     log_every: int = 20,
     evaluate_every: int = 200,
     sample_every: int = 200,
@@ -293,18 +304,30 @@ def train(
     torch.manual_seed(seed)
     tokenizer = Tokenizer(data)
     config = demiurgic.DemiurgicConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=hidden_size, intermediate_size=intermediate_size,
-        num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=context,
-        tie_word_embeddings=True, use_flash_attention_2=False,
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        use_flash_attention_2=False,
     )
-    settings = Settings(steps, decay, warmup, batch, length, rate, seed, bfloat16, compile)
+    settings = Settings(steps, decay, warmup, batch, length, rate, seed, bfloat16, compiled)
     stream = DocumentStream(read_texts(data / "train.jsonl"), tokenizer, seed)
     trainer = Trainer(demiurgic.DemiurgicForCausalLM(config), stream, settings)
     if (out / "checkpoint.pt").exists():
         trainer.load(out / "checkpoint.pt")
     print(f"{trainer.model.num_parameters()} parameters, from step {trainer.step}, {json.dumps(asdict(settings))}")
-    held_out = DocumentStream(read_texts(data / "held_out.jsonl"), tokenizer, seed, fim_share=0.0).next_batch(64, length)
-    every = {"log_every": log_every, "evaluate_every": evaluate_every, "sample_every": sample_every, "save_every": save_every}
+    held_out = DocumentStream(read_texts(data / "held_out.jsonl"), tokenizer, seed, fim_share=0.0).next_batch(
+        64, length
+    )
+    every = {
+        "log_every": log_every,
+        "evaluate_every": evaluate_every,
+        "sample_every": sample_every,
+        "save_every": save_every,
+    }
     for row in run(trainer, held_out, out, minutes=minutes, **every):
         print(json.dumps(row), flush=True)
     export(trainer.model, data, out / "model")

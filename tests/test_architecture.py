@@ -153,7 +153,9 @@ def test_imports_point_downward():
 )
 def test_a_planted_include_is_found(tmp_path, file, text, problem):
     headers = ["scheduler.h", "weights.h", "sampler.h", "batch.h", "engine.h", "bindings.h"]
-    tree = dict.fromkeys(headers, "") | {"sequence.h": "#include <c10/core/Device.h>" * (problem or "").endswith("sequence.h")}
+    tree = dict.fromkeys(headers, "") | {
+        "sequence.h": "#include <c10/core/Device.h>" * (problem or "").endswith("sequence.h")
+    }
     for name, content in (tree | {file: text}).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)

@@ -32,7 +32,7 @@ def provider():
     del sys.modules["torch_requirement"]
 
 
-# --- finding the torch of the target ----------------------------------------------------------------------------------
+# --- finding the torch of the target --------------------------------------------------------------
 
 
 def environment(folder: Path, version: str | None = None) -> Path:
@@ -58,7 +58,11 @@ def test_where_torch_is_found(tmp_path):
     site.mkdir(parents=True)
     site.joinpath("sitecustomize.py").write_text("import sys; sys.path = [p for p in sys.path if 'packages' not in p]")
     isolated = {"PYTHONPATH": str(site), "PYTHONNOUSERSITE": "1"}
-    a, b, none = environment(tmp_path / "a", "2.12.0"), environment(tmp_path / "b", "2.14.1"), environment(tmp_path / "n")
+    a, b, none = (
+        environment(tmp_path / "a", "2.12.0"),
+        environment(tmp_path / "b", "2.14.1"),
+        environment(tmp_path / "n"),
+    )
     build = environment(tmp_path / "build-env-1")  # as python -m build makes one
     uv = environment(tmp_path / "builds-v0" / ".tmp1")
     brought = environment(tmp_path / "build-env-2", "2.13.0")
@@ -119,20 +123,23 @@ def test_uv_target(provider, tmp_path, command, environ, target):
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are read from /proc")
-def test_ancestors_are_real(provider, monkeypatch):
+def test_ancestors_are_real(provider):
     parent = next(provider.ancestors())
     assert parent.argv and parent.cwd == Path(f"/proc/{os.getppid()}/cwd").resolve()
-    code = f"import sys; sys.path.insert(0, {str(PROVIDER.parent)!r}); import torch_requirement as t; print(*next(t.ancestors()).argv)"
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = "import torch_requirement as t; print(*next(t.ancestors()).argv)"
+    run = [sys.executable, "-c", code]
+    child = subprocess.run(run, cwd=PROVIDER.parent, capture_output=True, text=True, check=True)
     assert child.stdout.split() == " ".join(sys.orig_argv).split()
 
 
-# --- the hooks ----------------------------------------------------------------------------------------------------------
+# --- the hooks ------------------------------------------------------------------------------------
 
 
 def test_hooks(provider, monkeypatch):
     def torch_is(version):
-        monkeypatch.setattr(provider, "find_torch", lambda: version and provider.Torch("/torch", version, None, 1, "here"))
+        monkeypatch.setattr(
+            provider, "find_torch", lambda: version and provider.Torch("/torch", version, None, 1, "here")
+        )
 
     torch_is("2.12.1+cpu")
     assert provider.get_requires_for_dynamic_metadata({}) == []
@@ -161,7 +168,7 @@ def test_supported_versions(provider, capsys):
         assert ("newer than 2.15" in capsys.readouterr().err) == warned
 
 
-# --- the check at import ------------------------------------------------------------------------------------------------
+# --- the check at import --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -220,11 +227,14 @@ def test_repair_command_names_the_source():
     assert re.match(r".* pip install .*(--force-reinstall|--reinstall-package)", command) and "--no-deps" in command
 
 
-# --- what was built -------------------------------------------------------------------------------------------------------
+# --- what was built -------------------------------------------------------------------------------
 
 
 def test_build_info_is_of_this_torch():
-    assert build_check.mismatch(_build_info.TORCH_VERSION, _build_info.TORCH_CUDA, torch.__version__, torch.version.cuda) is None
+    assert (
+        build_check.mismatch(_build_info.TORCH_VERSION, _build_info.TORCH_CUDA, torch.__version__, torch.version.cuda)
+        is None
+    )
     assert torch._C._GLIBCXX_USE_CXX11_ABI == _build_info.CXX11_ABI
 
 

@@ -169,9 +169,7 @@ def test_device(tmp_path):
     assert DemiurgicForCausalLM.from_pretrained(tmp_path, device="meta").lm_head.weight.is_meta
     with torch.device("meta"):
         assert DemiurgicForCausalLM.from_pretrained(tmp_path).lm_head.weight.is_meta
-        assert (
-            DemiurgicForCausalLM.from_pretrained(tmp_path, device="cpu").lm_head.weight.device.type == "cpu"
-        )
+        assert DemiurgicForCausalLM.from_pretrained(tmp_path, device="cpu").lm_head.weight.device.type == "cpu"
     with pytest.raises(TypeError, match="torch_dtype"):
         DemiurgicForCausalLM.from_pretrained(tmp_path, torch_dtype=torch.float32)
 
@@ -196,8 +194,7 @@ def test_live_weights_do_not_hang_on_the_file(tmp_path, file):
 def origin_folder(path, model, *, legacy=False, shards=1):
     """What the origin's save_pretrained writes (or, in shards, what users split)."""
     state = {
-        re.sub(r"\.mlp\.(?=\w+_proj)", ".mlp.swiglu.", name): tensor
-        for name, tensor in model.state_dict().items()
+        re.sub(r"\.mlp\.(?=\w+_proj)", ".mlp.swiglu.", name): tensor for name, tensor in model.state_dict().items()
     }
     path.mkdir()
     (path / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2))
@@ -229,9 +226,7 @@ def test_a_decoder_alone_reads_and_writes_folders_too(tmp_path):
     decoder.save_pretrained(tmp_path / "decoder")
     again = DemiurgicModel.from_pretrained(tmp_path / "decoder")
     assert torch.equal(again(IDS).last_hidden_state, model.model(IDS).last_hidden_state)
-    with pytest.raises(
-        RuntimeError, match=r"missing: model\.embed_tokens\.weight.* more; unexpected: embed_tokens"
-    ):
+    with pytest.raises(RuntimeError, match=r"missing: model\.embed_tokens\.weight.* more; unexpected: embed_tokens"):
         DemiurgicForCausalLM.from_pretrained(tmp_path / "decoder")
 
 
@@ -241,9 +236,7 @@ def test_a_decoder_alone_reads_and_writes_folders_too(tmp_path):
 def llama_folder(path, *, kind="Llama", **changes):
     transformers = pytest.importorskip("transformers")
     settings = TINY | {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}} | changes
-    llama = getattr(transformers, f"{kind}ForCausalLM")(
-        getattr(transformers, f"{kind}Config")(**settings)
-    ).eval()
+    llama = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**settings)).eval()
     with torch.no_grad():
         for name, parameter in llama.named_parameters():
             if "norm" in name or "bias" in name:
@@ -259,7 +252,7 @@ def edit(path, **changes):
 
 
 def spell_as_before_5(path):
-    """rope_theta and rope_scaling apart, the scaling's name under "type", a stale buffer, the older dtype key."""
+    """rope_theta and rope_scaling apart, its name under "type", a stale buffer, the older dtype key."""
     rope = json.loads((path / "config.json").read_text())["rope_parameters"]
     theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
     scaling = None if kind == "default" else {"type": kind, **rope}
@@ -271,9 +264,7 @@ def spell_as_before_5(path):
         torch_dtype="float32",
     )
     stale = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
-    save_file(
-        load_file(path / "model.safetensors") | stale, path / "model.safetensors", metadata={"format": "pt"}
-    )
+    save_file(load_file(path / "model.safetensors") | stale, path / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("respell", [lambda path: None, spell_as_before_5])

@@ -146,16 +146,12 @@ def test_head_dim_follows_or_is_given():
     assert DemiurgicConfig(hidden_size=100, num_attention_heads=3, attention_head_dim=32).head_dim == 32
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"attention_head_dim": 64, "mlp_bias": True}, {"rope_scaling": LLAMA3}]
-)
+@pytest.mark.parametrize("changes", [{}, {"attention_head_dim": 64, "mlp_bias": True}, {"rope_scaling": LLAMA3}])
 def test_round_trips(changes):
     config = DemiurgicConfig(eos_token_id=[2, 7], pad_token_id=None, **changes)
     settings = json.loads(json.dumps(config.to_dict()))
     assert DemiurgicConfig.from_dict(settings) == DemiurgicConfig(**settings) == config
-    assert (
-        copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == dataclasses.replace(config) == config
-    )
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == dataclasses.replace(config) == config
     assert set(config.to_dict()) - set(DEFAULTS) == set(changes) - {"rope_scaling"}
 
 

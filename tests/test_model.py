@@ -127,11 +127,12 @@ def test_padding_on_either_side_changes_nothing(variant, dtype):
     batch = torch.cat([torch.cat([pads, text], 1), torch.cat([text, pads], 1), some_ids(1, 13)])
     mask = torch.ones(3, 13, dtype=dtype)
     mask[0, :4] = mask[1, 9:] = 0
-    logits = model(batch, attention_mask=mask).logits
-    assert logits.isfinite().all()
-    torch.testing.assert_close(logits[0, 4:], alone, atol=1e-5, rtol=0)
-    torch.testing.assert_close(logits[1, :9], alone, atol=1e-5, rtol=0)
-    torch.testing.assert_close(logits[2], model(batch[2:]).logits[0], atol=1e-5, rtol=0)
+    for output_attentions in (False, True):  # two ways to the same
+        logits = model(batch, attention_mask=mask, output_attentions=output_attentions).logits
+        assert logits.isfinite().all()
+        torch.testing.assert_close(logits[0, 4:], alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits[1, :9], alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits[2], model(batch[2:]).logits[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("variant", PAIRS)
@@ -342,8 +343,7 @@ def test_state_dict_names_and_their_order(changes, names):
 def origin_names(state):
     """As the origin saved it, with the rotary buffers that still older files hold."""
     renamed = {
-        name.replace(".mlp.", ".mlp.swiglu.") if "_proj" in name else name: value
-        for name, value in state.items()
+        name.replace(".mlp.", ".mlp.swiglu.") if "_proj" in name else name: value for name, value in state.items()
     }
     return renamed | {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(4) for n in range(2)}
 
@@ -375,9 +375,7 @@ def test_load_state_dict_takes_other_names(changes, renamed, assign):
 def test_a_wrapped_model_takes_other_names():
     source, wrapped = model_of(), torch.nn.Sequential(model_of())
     wrapped.load_state_dict({f"0.{name}": value for name, value in origin_names(source.state_dict()).items()})
-    assert torch.equal(
-        wrapped[0].model.layers[1].mlp.up_proj.weight, source.model.layers[1].mlp.up_proj.weight
-    )
+    assert torch.equal(wrapped[0].model.layers[1].mlp.up_proj.weight, source.model.layers[1].mlp.up_proj.weight)
 
 
 def test_other_differences_are_refused():
@@ -461,9 +459,7 @@ def test_compiles_without_a_graph_break():
     model, ids, mask = model_of(num_key_value_heads=2), some_ids(), torch.ones(2, 20, dtype=torch.int64)
     mask[0, :4] = 0
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(
-        compiled(ids, attention_mask=mask).logits, model(ids, attention_mask=mask).logits
-    )
+    torch.testing.assert_close(compiled(ids, attention_mask=mask).logits, model(ids, attention_mask=mask).logits)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -542,6 +538,4 @@ def test_loss_matches_torch_in_train_mode():
     model, ids = model_of().train(), some_ids()
     out = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids)
     assert out[0] is out.loss and out[1] is out.logits
-    torch.testing.assert_close(
-        out.loss, F.cross_entropy(out.logits[:, :-1].reshape(-1, 61), ids[:, 1:].reshape(-1))
-    )
+    torch.testing.assert_close(out.loss, F.cross_entropy(out.logits[:, :-1].reshape(-1, 61), ids[:, 1:].reshape(-1)))

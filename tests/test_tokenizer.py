@@ -107,7 +107,9 @@ def test_special_ids_of_other_folders(tmp_path: Path, special, config, pad, bos,
     tokenizer = Tokenizer(tmp_path)
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_ids) == (pad, bos, eos)
     assert tokenizer.eos_token_id == (eos[0] if eos else None)
-    assert tokenizer.fim_tokens == (None if fim is None else dict(zip(("prefix", "middle", "suffix"), fim, strict=True)))
+    assert tokenizer.fim_tokens == (
+        None if fim is None else dict(zip(("prefix", "middle", "suffix"), fim, strict=True))
+    )
     assert tokenizer.decode(tokenizer.encode("print(1)")) == "print(1)"
 
 
@@ -125,11 +127,11 @@ WRONG_CALLS = [
     (lambda t: t.decode([1.5]), TypeError, "integer token ids, not 1.5"),
     (lambda t: t.decode([True]), TypeError, "integer token ids, not True"),
     (lambda t: t.decode("ab"), TypeError, "integer token ids, not 'a'"),
-    (lambda t: t.encode(["a", 3]), TypeError, "not int in it"),
+    (lambda t: t.encode(["a", 3]), TypeError, "not a list with int in it"),
     (lambda t: t.encode(b"ab"), TypeError, r"not bytes\."),
     (lambda t: t.encode(None), TypeError, r"not NoneType\."),
     (lambda t: t.encode("a\ud800"), ValueError, "lone surrogate at position 1"),
-    (lambda t: t.fim("a", None), TypeError, "not NoneType in it"),
+    (lambda t: t.fim("a", None), TypeError, "not a list with NoneType in it"),
 ]
 
 

@@ -119,13 +119,14 @@ struct SampleArgs {
     int64_t most_top_k;             // of the rows that have it on; 0: none has
     bool any_nucleus, any_typical, any_min_p, any_sampled;
     bool want_logprobs;
-    at::Tensor& token;              // [R] int64; kNotFinite or kNothingAllowed where there is none
+    at::Tensor& token;              // [R] int64; one of the codes below where there is none
     at::Tensor& logprob;            // [R] float32, by `logits`
     at::Tensor& processed_logprob;  // [R] float32, by what the options left
 };
 
 constexpr int64_t kNotFinite = -1;       // a logit is NaN or +inf
 constexpr int64_t kNothingAllowed = -2;  // every token is at -inf
+constexpr int64_t kOverflow = -3;        // penalties or temperature made the largest logit infinite
 
 template <class Args>
 struct Kernel {

@@ -153,7 +153,6 @@ at::Tensor draw(const Distribution& d, const at::Tensor& random) {
 }
 
 at::Tensor filter(at::Tensor logits, const SampleArgs& args) {
-    logits = logits / args.temperature.unsqueeze(-1);
     if (args.most_top_k > 0) logits = keep_top_k(logits, args.top_k, args.most_top_k);
     if (args.any_nucleus) logits = keep_nucleus(logits, args);
     if (args.any_min_p) logits = keep_min_p(logits, args.min_p);
@@ -166,6 +165,8 @@ void reference_sample(Context&, const SampleArgs& args) {
     at::Tensor logits = apply_edits(args.logits, args.edits);
     const at::Tensor nothing_allowed = at::amax(logits, -1) == -kInfinity;
     at::Tensor token = most_likely(logits);
+    if (args.any_sampled) logits = logits / args.temperature.unsqueeze(-1);
+    const at::Tensor overflow = at::amax(logits, -1).abs() == kInfinity;
     if (args.any_sampled) logits = filter(logits, args);
     if (args.any_sampled || args.want_logprobs) {
         const Distribution processed(logits);
@@ -176,6 +177,7 @@ void reference_sample(Context&, const SampleArgs& args) {
         }
     }
     const at::Tensor not_finite = args.logits.isnan().logical_or(args.logits == kInfinity).any(-1);
+    token = at::where(overflow, at::full_like(token, kOverflow), token);
     token = at::where(nothing_allowed, at::full_like(token, kNothingAllowed), token);
     args.token.copy_(at::where(not_finite, at::full_like(token, kNotFinite), token));
 }

@@ -8,7 +8,6 @@ import sys
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from urllib.parse import unquote, urlparse
 
 
@@ -19,15 +18,16 @@ def check_build() -> None:
             f"demiurgic: the compiled extension is not in {Path(__file__).parent}. Build it: run `pip install -e .` in "
             "the repository, and import from elsewhere if a copy without it shadows an installed one."
         )
+    from demiurgic import _build_info as build
+
     if find_spec("torch") is None:
         raise ImportError(
             f"demiurgic: torch is not installed for {sys.executable}. Demiurgic was built for torch "
-            f"{_build_info().TORCH_VERSION}; repair: {shlex.quote(sys.executable)} -m pip install "
-            f'"torch=={minor(_build_info().TORCH_VERSION)}.*"'
+            f"{build.TORCH_VERSION}; repair: {shlex.quote(sys.executable)} -m pip install "
+            f'"torch=={minor(build.TORCH_VERSION)}.*"'
         )
     import torch
 
-    build = _build_info()
     if problem := mismatch(build.TORCH_VERSION, build.TORCH_CUDA, torch.__version__, torch.version.cuda):
         raise ImportError(f"demiurgic: {problem} Repair: {repair_command()}")
 
@@ -68,9 +68,3 @@ def repair_command() -> str:
     if installer == "uv":
         return f"uv pip install --python {python} --reinstall-package demiurgic --no-cache --no-deps{no_wheel} {target}"
     return f"{python} -m pip install --force-reinstall --no-cache-dir --no-deps{no_wheel} {target}"
-
-
-def _build_info() -> ModuleType:
-    from demiurgic import _build_info
-
-    return _build_info

@@ -85,9 +85,7 @@ def save_pretrained(
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
     )
     if any(tensor.is_meta for tensor in tensors.values()):
-        raise RuntimeError(
-            "The model is on the meta device: it has no values to save. Load or initialise it first."
-        )
+        raise RuntimeError("The model is on the meta device: it has no values to save. Load or initialise it first.")
     if model.config.tie_word_embeddings:
         tensors.pop(_HEAD, None)
 
@@ -108,9 +106,7 @@ def save_pretrained(
     logger.info("Saved %d parameters to %s.", model.num_parameters(), folder)
 
 
-def _write_and_rename(
-    folder: Path, shards: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, Any]
-) -> None:
+def _write_and_rename(folder: Path, shards: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, Any]) -> None:
     temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in (*shards, *texts)}
     try:
         for name, shard in shards.items():
@@ -148,9 +144,7 @@ def _bytes_of(size: int | str) -> int:
     units |= {f"{p}IB": 1024**n for n, p in enumerate("KMGT", 1)}
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", str(size).strip().upper())
     if not match or match[2] not in units or float(match[1]) <= 0:
-        raise ValueError(
-            f'max_shard_size must be a positive number of bytes or a string like "5GB", not {size!r}.'
-        )
+        raise ValueError(f'max_shard_size must be a positive number of bytes or a string like "5GB", not {size!r}.')
     return int(float(match[1]) * units[match[2]])
 
 
@@ -239,9 +233,7 @@ def _dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
         return None
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
-        raise ValueError(
-            f"dtype must be float32, bfloat16, float16, float64 or None (as stored), not {dtype!r}."
-        )
+        raise ValueError(f"dtype must be float32, bfloat16, float16, float64 or None (as stored), not {dtype!r}.")
     return found
 
 
@@ -367,31 +359,27 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _kind(settings: dict[str, Any]) -> str:
     """The model type the settings name; older Hugging Face files name only an architecture."""
-    named = settings.get("model_type") or next(iter(settings.get("architectures") or ["demiurgic"]))
-    return re.sub("(for|model).*", "", str(named).lower())
+    if settings.get("model_type"):
+        return str(settings["model_type"]).lower()
+    architecture = next(iter(settings.get("architectures") or ["Demiurgic"]))
+    return re.sub("(For|Model).*", "", architecture).lower()
 
 
 def _translated(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings in our terms; Hugging Face's are renamed or, where they are switched off, dropped."""
     for architecture in settings.get("architectures") or []:
         if architecture not in _ARCHITECTURES:
-            raise ValueError(
-                f"architecture {architecture} is not supported; supported: {', '.join(_ARCHITECTURES)}."
-            )
+            raise ValueError(f"architecture {architecture} is not supported; supported: {', '.join(_ARCHITECTURES)}.")
     kind = _kind(settings)
     if kind == "demiurgic":
         return settings
     if kind not in _DEFAULTS:
-        raise ValueError(
-            f"model_type {kind!r} is not supported; supported: demiurgic, {', '.join(_DEFAULTS)}."
-        )
+        raise ValueError(f"model_type {kind!r} is not supported; supported: demiurgic, {', '.join(_DEFAULTS)}.")
     settings = _DEFAULTS[kind] | {key: value for key, value in settings.items() if key != "model_type"}
 
     activation = settings.pop("hidden_act", "silu")
     if activation not in ("silu", "swish"):
-        raise ValueError(
-            f"hidden_act {activation!r} is not supported in a gated MLP; supported: silu (swish)."
-        )
+        raise ValueError(f"hidden_act {activation!r} is not supported in a gated MLP; supported: silu (swish).")
     settings["activation_function"] = "swiglu"
     settings["attention_head_dim"] = settings.pop("head_dim", None)
     if settings["pad_token_id"] == -1:
@@ -406,9 +394,7 @@ def _translated(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _drop_where_off(settings: dict[str, Any], key: str, *off: Any) -> None:
     if (value := settings.pop(key, None)) not in (None, *off):
-        raise ValueError(
-            f"{key} = {value!r} is not implemented; it would change the mathematics of the model."
-        )
+        raise ValueError(f"{key} = {value!r} is not implemented; it would change the mathematics of the model.")
 
 
 def _translate_rope(settings: dict[str, Any]) -> None:

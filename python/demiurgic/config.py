@@ -186,9 +186,7 @@ class DemiurgicConfig:
         unknown = [key for key in settings if key not in known and key not in HARMLESS_KEYS]
         if unknown:
             near = {key: difflib.get_close_matches(key, known, n=1) for key in unknown}
-            named = ", ".join(
-                f"{key!r}" + (f" (near: {near[key][0]!r})" if near[key] else "") for key in unknown
-            )
+            named = ", ".join(f"{key!r}" + (f" (near: {near[key][0]!r})" if near[key] else "") for key in unknown)
             raise TypeError(
                 f"The config has keys that are not implemented: {named}. They may change the mathematics of "
                 "the model, so none is ignored. Remove a key only if the model does not depend on it."
@@ -258,14 +256,10 @@ class DemiurgicConfig:
         if rope_type in _ROPE_REFUSED:
             raise ValueError(f"rope_scaling type {rope_type!r} is not supported: {_ROPE_REFUSED[rope_type]}.")
         if rope_type not in _ROPE_KEYS:
-            raise ValueError(
-                f"Unknown rope_scaling type {rope_type!r}; supported are {', '.join(_ROPE_KEYS)}."
-            )
+            raise ValueError(f"Unknown rope_scaling type {rope_type!r}; supported are {', '.join(_ROPE_KEYS)}.")
         required, optional = _ROPE_KEYS[rope_type]
         if missing := sorted(required - scaling.keys()):
-            raise ValueError(
-                f"rope_scaling of type {rope_type!r} needs {', '.join(missing)}; given is {scaling!r}."
-            )
+            raise ValueError(f"rope_scaling of type {rope_type!r} needs {', '.join(missing)}; given is {scaling!r}.")
         if unknown := sorted(scaling.keys() - required - optional - _ROPE_SHARED_KEYS):
             raise ValueError(
                 f"rope_scaling of type {rope_type!r} has unknown keys: {', '.join(unknown)}. "
@@ -309,9 +303,7 @@ class DemiurgicConfig:
 
 def rope_type_of(scaling: Mapping[str, Any] | None) -> str:
     """The rope type a rope_scaling dict names ("rope_type", in older files "type"); "default" for none."""
-    named = (
-        {scaling[key] for key in ("rope_type", "type") if scaling.get(key) is not None} if scaling else set()
-    )
+    named = {scaling[key] for key in ("rope_type", "type") if scaling.get(key) is not None} if scaling else set()
     if len(named) > 1:
         raise ValueError(f"rope_scaling names two types, {' and '.join(map(repr, sorted(named)))}; keep one.")
     return str(named.pop()) if named else "default"
@@ -324,9 +316,7 @@ def _check_int(name: str, value: Any, *, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, not {value}.")
 
 
-def _check_number(
-    name: str, value: Any, least: float, *, exclusive: bool = False, below: float = math.inf
-) -> None:
+def _check_number(name: str, value: Any, least: float, *, exclusive: bool = False, below: float = math.inf) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, not {value!r}.")
     if not (least < value if exclusive else least <= value) or not value < below:
@@ -375,9 +365,5 @@ def get_70b_config() -> DemiurgicConfig:
     return _sized(8192, 22016, 80, 64, 8192, num_key_value_heads=8)
 
 
-def _sized(
-    hidden: int, intermediate: int, layers: int, heads: int, context: int, **more: Any
-) -> DemiurgicConfig:
-    return DemiurgicConfig(
-        32000, hidden, intermediate, layers, heads, max_position_embeddings=context, **more
-    )
+def _sized(hidden: int, intermediate: int, layers: int, heads: int, context: int, **more: Any) -> DemiurgicConfig:
+    return DemiurgicConfig(32000, hidden, intermediate, layers, heads, max_position_embeddings=context, **more)

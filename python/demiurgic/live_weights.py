@@ -66,11 +66,12 @@ def live_weights(model: nn.Module) -> _C.Weights:
     }
     for name, parameter in parameters.items():
         _refuse_sharded(name, parameter)
-    return _C.Weights(model_config(model.config), parameters)  # type: ignore[arg-type]
+    return _C.Weights(model_config(model), parameters)  # type: ignore[arg-type]
 
 
-def model_config(config: DemiurgicConfig) -> _C.ModelConfig:
-    """The engine's description of the decoder that `config` describes."""
+def model_config(model: nn.Module) -> _C.ModelConfig:
+    """The engine's description of the decoder of `model`."""
+    config: DemiurgicConfig = model.config  # type: ignore[assignment]
     frequencies, scaling = rotary_frequencies(config)
     activation = {"swiglu": "silu", "swish": "silu"}.get(config.activation_function, config.activation_function)
     layer = _C.LayerConfig(
@@ -84,7 +85,7 @@ def model_config(config: DemiurgicConfig) -> _C.ModelConfig:
     return _C.ModelConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
-        rms_norm_eps=config.rms_norm_eps,
+        rms_norm_eps=model.model.norm.eps,  # type: ignore[union-attr,arg-type]  # the norms keep what they were built with
         rotary_frequencies=frequencies.tolist(),
         rotary_scaling=scaling,
         layers=[layer] * config.num_hidden_layers,

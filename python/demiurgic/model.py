@@ -31,9 +31,7 @@ class DecoderOutput(NamedTuple):
 
     last_hidden_state: Tensor  # [B, T, H], normed
     past_key_values: tuple[KeyValue, ...] | None
-    hidden_states: (
-        tuple[Tensor, ...] | None
-    )  # layers + 1 of [B, T, H]: embeddings, after each layer, the last normed
+    hidden_states: tuple[Tensor, ...] | None  # layers + 1 of [B, T, H]: embeddings, after each layer, the last normed
     attentions: tuple[Tensor, ...] | None  # per layer [B, h, T, S]
 
 
@@ -285,9 +283,7 @@ class DemiurgicPreTrainedModel(nn.Module):
             if isinstance(module, DemiurgicModel):
                 module.gradient_checkpointing = enabled
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], max_shard_size: int | str = "5GB"
-    ) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
         """Write config.json and model.safetensors to a folder, in shards above `max_shard_size`.
 
         See demiurgic.checkpoint.save_pretrained.
@@ -328,9 +324,7 @@ class DemiurgicModel(DemiurgicPreTrainedModel):
 
     def __init__(self, config: DemiurgicConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(
-            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
-        )
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
@@ -448,9 +442,7 @@ class DemiurgicModel(DemiurgicPreTrainedModel):
             or position_ids.shape[0] not in (1, x.shape[0])
             or position_ids.shape[1] != x.shape[1]
         ):
-            raise ValueError(
-                f"position_ids must be {[x.shape[0], x.shape[1]]}, not {list(position_ids.shape)}."
-            )
+            raise ValueError(f"position_ids must be {[x.shape[0], x.shape[1]]}, not {list(position_ids.shape)}.")
         else:
             _check_ids("position_ids", position_ids, total)
         frequencies, scale = rotary_frequencies(self.config)
@@ -496,9 +488,7 @@ def _check_ids(name: str, ids: Tensor, end: int) -> None:
         return
     low, high = (int(edge) for edge in ids.aminmax())
     if low < 0 or high >= end:
-        raise IndexError(
-            f"{name} must be at least 0 and below {end}; the given ones range from {low} to {high}."
-        )
+        raise IndexError(f"{name} must be at least 0 and below {end}; the given ones range from {low} to {high}.")
 
 
 class DemiurgicForCausalLM(DemiurgicPreTrainedModel):
@@ -626,9 +616,7 @@ def current_name(name: str) -> str | None:
     return name.replace(".mlp.swiglu.", ".mlp.")
 
 
-def _accept_other_names(
-    module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *_: Any
-) -> None:
+def _accept_other_names(module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
     """Before a state dict is loaded (see nn.Module.register_load_state_dict_pre_hook)."""
     rename_to_current(state_dict)
     if isinstance(module, DemiurgicForCausalLM) and module.config.tie_word_embeddings:

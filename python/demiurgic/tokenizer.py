@@ -11,7 +11,9 @@ from typing import Any, overload
 import tokenizers
 
 # Spellings of (prefix, middle, suffix) in use: StarCoder's, which ours follows, and Qwen's.
-_FIM_NAMES = [tuple(style.format(part) for part in ("prefix", "middle", "suffix")) for style in ("<fim_{}>", "<|fim_{}|>")]
+_FIM_NAMES = [
+    tuple(style.format(part) for part in ("prefix", "middle", "suffix")) for style in ("<fim_{}>", "<|fim_{}|>")
+]
 _NAMES = {"pad": ("<pad>",), "bos": ("<bos>", "<s>"), "eos": ("<eos>", "</s>")}
 
 
@@ -32,7 +34,9 @@ class Tokenizer:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
-            raise FileNotFoundError(f"There is no tokenizer.json in {Path(folder)}: give the folder of a model that has one.")
+            raise FileNotFoundError(
+                f"There is no tokenizer.json in {Path(folder)}: give the folder of a model that has one."
+            )
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
@@ -60,8 +64,8 @@ class Tokenizer:
         if named and named.keys() >= {"prefix", "middle", "suffix"} and special.issuperset(named.values()):
             return {part: named[part] for part in ("prefix", "middle", "suffix")}
         for names in _FIM_NAMES:
-            ids = [self._tokenizer.token_to_id(name) for name in names]
-            if None not in ids:
+            ids = [i for name in names if (i := self._tokenizer.token_to_id(name)) is not None]
+            if len(ids) == len(names):
                 return dict(zip(("prefix", "middle", "suffix"), ids, strict=True))
         return None
 
@@ -78,8 +82,8 @@ class Tokenizer:
     @overload
     def encode(self, text: str, add_bos: bool = False) -> list[int]: ...
     @overload
-    def encode(self, text: Sequence[str], add_bos: bool = False) -> list[list[int]]: ...
-    def encode(self, text: str | Sequence[str], add_bos: bool = False) -> list[int] | list[list[int]]:
+    def encode(self, text: list[str], add_bos: bool = False) -> list[list[int]]: ...
+    def encode(self, text: str | list[str], add_bos: bool = False) -> list[int] | list[list[int]]:
         """Ids of a text, or of each text of a list. `add_bos` puts the beginning-of-sequence id in front.
 
         Raises:
@@ -123,7 +127,8 @@ class Tokenizer:
         return self._tokenizer.decode(row, skip_special_tokens=skip_special_tokens)
 
     def fim(self, prefix: str, suffix: str) -> list[int]:
-        """Ids that ask for the text between `prefix` and `suffix`: bos, fim prefix, prefix, fim suffix, suffix, fim middle.
+        """Ids that ask for the text between `prefix` and `suffix`: bos, prefix mark and text, suffix mark and text,
+        middle mark.
 
         The order prefix, suffix, middle ("PSM") of Bavarian et al., "Efficient Training of Language Models to Fill in
         the Middle" (arXiv:2207.14255). What the model generates next is the middle.
@@ -133,8 +138,8 @@ class Tokenizer:
         """
         if self.fim_tokens is None:
             raise ValueError(
-                "This tokenizer has no fill-in-the-middle tokens (<fim_prefix>, <fim_middle>, <fim_suffix>), so a suffix "
-                "cannot be given: use a model trained for it, such as the shipped one, or only a prompt."
+                "This tokenizer has no fill-in-the-middle tokens (<fim_prefix>, <fim_middle>, <fim_suffix>), so a "
+                "suffix cannot be given: use a model trained for it, such as the shipped one, or only a prompt."
             )
         before, after = self.encode([prefix, suffix])
         mark, start = self.fim_tokens, [] if self.bos_token_id is None else [self.bos_token_id]
@@ -162,7 +167,9 @@ def _check_text(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"The text has a lone surrogate at position {error.start}, which no UTF-8 text can hold.") from None
+        raise ValueError(
+            f"The text has a lone surrogate at position {error.start}, which no UTF-8 text can hold."
+        ) from None
 
 
 def _as_int(value: Any) -> int:
