@@ -16,14 +16,27 @@ template <class... Parts>
     throw std::invalid_argument(message.str());
 }
 
-bool supported(at::ScalarType dtype) {
-    return dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf;
+bool supported(at::ScalarType dtype) { return dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf; }
+
+// What the shapes of the parameters do not say.
+void check(const ModelConfig& config) {
+    for (const LayerConfig& layer : config.layers) {
+        if (layer.num_heads < 1 || layer.num_kv_heads < 1 || layer.num_heads % layer.num_kv_heads != 0) {
+            refuse("A layer has ", layer.num_heads, " heads and ", layer.num_kv_heads,
+                   " key/value heads; the first must be a multiple of the second, and both positive.");
+        }
+        if (layer.head_dim < 2 || layer.head_dim != 2 * static_cast<int64_t>(config.rotary_frequencies.size())) {
+            refuse("A layer has heads of size ", layer.head_dim, " and the config ", config.rotary_frequencies.size(),
+                   " rotary frequencies; there must be one for every two dimensions.");
+        }
+    }
 }
 
 }  // namespace
 
 Weights::Weights(ModelConfig config, std::map<std::string, at::Tensor> parameters)
     : config_(std::move(config)), parameters_(std::move(parameters)) {
+    check(config_);
     // Detached, so that a parameter whose data is replaced during a call is not pulled away from under a step.
     for (auto& [name, parameter] : parameters_) parameter = parameter.detach();
     const int64_t vocab = config_.vocab_size, hidden = config_.hidden_size;
@@ -32,7 +45,8 @@ Weights::Weights(ModelConfig config, std::map<std::string, at::Tensor> parameter
     if (found == parameters_.end()) refuse("The model has no parameter ", embedding_name, ".");
     embedding = found->second;  // the one that the others are compared with
     if (embedding.is_meta()) {
-        refuse("The parameter ", embedding_name, " is on the meta device and holds no numbers; load the model's weights.");
+        refuse("The parameter ", embedding_name,
+               " is on the meta device and holds no numbers; load the model's weights.");
     }
     if (!supported(embedding.scalar_type())) {
         refuse("The parameter ", embedding_name, " is of ", embedding.scalar_type(),

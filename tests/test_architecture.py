@@ -31,11 +31,12 @@ DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
 PYTHON_LAYERS = [
     {"_C", "_build_info"},
     {"build_check", "config"},
-    {"rotary", "tokenizer", "info", "prompts"},
+    {"rotary", "tokenizer", "info", "prompts", "progress"},
     {"live_weights"},
     {"engine", "text_stream"},
     {"model"},
     {"checkpoint"},
+    {"loading"},
     {"cli"},
 ]
 # Methods of the model that only call what is above it.

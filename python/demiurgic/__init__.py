@@ -21,6 +21,7 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
         get_350m_config,
     )
     from demiurgic.engine import GenerationError, GenerationOutput, generate
+    from demiurgic.loading import load
     from demiurgic.model import DemiurgicForCausalLM, DemiurgicModel, DemiurgicPreTrainedModel
 
     __all__ = [
@@ -39,4 +40,5 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
         "GenerationError",
         "GenerationOutput",
         "generate",
+        "load",
     ]

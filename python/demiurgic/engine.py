@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from demiurgic import _C
 from demiurgic.live_weights import live_weights, unwrap
+from demiurgic.progress import ProgressBar
 from demiurgic.prompts import Prompts, read_prompts
 
 _DEFAULT_MAX_RUNNING = 256
@@ -64,6 +65,7 @@ def generate(
     *,
     generation_config: _C.GenerationConfig | None = None,
     return_dict_in_generate: bool = False,
+    progress: bool = False,
     max_running: int = _DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
     max_step_tokens: int = _DEFAULT_STEP_TOKENS,
@@ -81,6 +83,8 @@ def generate(
             pad_token_id at the edges are padding unless that id is BOS or EOS.
         generation_config: the options; those given beside it win.
         return_dict_in_generate: return a GenerationOutput.
+        progress: show a bar of finished rows and tokens a second on standard error or in the notebook; nothing is shown
+            where standard error is no terminal.
         max_running: most rows that are computed at a time, 1 or more; the others wait.
         cache_bytes: most memory of the key/value cache in bytes. None: nine tenths of what is free on the device.
         max_step_tokens: most prompt tokens computed at a time, 1 or more; longer prompts go in chunks.
@@ -99,6 +103,7 @@ def generate(
             return_dict_in_generate; its `result` has all rows).
     """
     _check_flag("return_dict_in_generate", return_dict_in_generate)
+    _check_flag("progress", progress)
     generation = Generation(
         model,
         input_ids,
@@ -109,9 +114,9 @@ def generate(
         cache_bytes=cache_bytes,
         max_step_tokens=max_step_tokens,
     )
-    with generation:
+    with generation, ProgressBar(generation, progress) as bar:
         while generation.advance():
-            pass
+            bar.update()
     result = generation.result()
     if return_dict_in_generate:
         return result

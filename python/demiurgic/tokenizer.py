@@ -126,24 +126,38 @@ class Tokenizer:
             raise IndexError(f"Token ids must be at least 0 and below {self.vocab_size}; {wrong} was given.")
         return self._tokenizer.decode(row, skip_special_tokens=skip_special_tokens)
 
-    def fim(self, prefix: str, suffix: str) -> list[int]:
+    @overload
+    def fim(self, prefix: str, suffix: str) -> list[int]: ...
+    @overload
+    def fim(self, prefix: list[str], suffix: list[str]) -> list[list[int]]: ...
+    def fim(self, prefix: str | list[str], suffix: str | list[str]) -> list[int] | list[list[int]]:
         """Ids that ask for the text between `prefix` and `suffix`: bos, prefix mark and text, suffix mark and text,
-        middle mark.
+        middle mark; of lists of equal length, one row for each pair.
 
         The order prefix, suffix, middle ("PSM") of Bavarian et al., "Efficient Training of Language Models to Fill in
         the Middle" (arXiv:2207.14255). What the model generates next is the middle.
 
         Raises:
-            ValueError: the tokenizer has no fill-in-the-middle tokens.
+            TypeError: not two of str or two lists of str.
+            ValueError: the tokenizer has no fill-in-the-middle tokens; lists of unequal length.
         """
         if self.fim_tokens is None:
             raise ValueError(
                 "This tokenizer has no fill-in-the-middle tokens (<fim_prefix>, <fim_middle>, <fim_suffix>), so a "
                 "suffix cannot be given: use a model trained for it, such as the shipped one, or only a prompt."
             )
-        before, after = self.encode([prefix, suffix])
+        if not isinstance(prefix, list) and not isinstance(suffix, list):
+            return self.fim([prefix], [suffix])[0]
+        if not isinstance(prefix, list) or not isinstance(suffix, list):
+            raise TypeError("fim takes two of str or two lists of str, not one of each.")
+        before, after = self.encode(prefix), self.encode(suffix)
+        if len(before) != len(after):
+            raise ValueError(f"fim was given {len(before)} prefixes and {len(after)} suffixes; give as many of both.")
         mark, start = self.fim_tokens, [] if self.bos_token_id is None else [self.bos_token_id]
-        return [*start, mark["prefix"], *before, mark["suffix"], *after, mark["middle"]]
+        return [
+            [*start, mark["prefix"], *head, mark["suffix"], *tail, mark["middle"]]
+            for head, tail in zip(before, after, strict=True)
+        ]
 
     def _bos(self) -> list[int]:
         if self.bos_token_id is None:
