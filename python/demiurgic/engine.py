@@ -272,7 +272,12 @@ def _as_list(ids: int | list[int] | None) -> list[int]:
 
 
 def _resolved(config: _C.GenerationConfig, model_config: Any) -> _C.GenerationConfig:
-    """The config with the model's ids where it names none."""
+    """The config with the model's ids where it names none; IndexError for ids that the model does not have."""
+    for name, ids in (("eos_token_id", _as_list(config.eos_token_id)), ("pad_token_id", _as_list(config.pad_token_id))):
+        if any(token >= model_config.vocab_size for token in ids):
+            raise IndexError(
+                f"{name} is {getattr(config, name)}, but the vocabulary has the ids 0 to {model_config.vocab_size - 1}."
+            )
     given = {}
     if config.eos_token_id is None:
         given["eos_token_id"] = _as_list(model_config.eos_token_id)
