@@ -30,7 +30,7 @@ DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
 
 PYTHON_LAYERS = [
     {"_C", "_build_info"},
-    {"build_check", "config"},
+    {"build_check", "caller", "config"},
     {"rotary", "tokenizer", "info", "prompts", "cli_options"},
     {"live_weights"},
     {"engine", "text_stream"},

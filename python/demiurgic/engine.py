@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from demiurgic import _C
+from demiurgic.caller import warn_caller
 from demiurgic.live_weights import live_weights, unwrap
 from demiurgic.prompts import Prompts, read_prompts
 
@@ -323,8 +323,7 @@ def _warn_past_context(prompts: list[list[int]], config: _C.GenerationConfig, co
     longest = max(len(prompt) for prompt in prompts)
     limit = config.max_length if config.max_length is not None else longest + config.max_new_tokens
     if longest < limit and limit > context:
-        warnings.warn(
+        warn_caller(
             f"Rows may grow to {limit} tokens, but max_position_embeddings is {context}: rotary angles go on past what the "
-            "model was trained on.",
-            stacklevel=5,
+            "model was trained on."
         )
