@@ -39,7 +39,9 @@ std::string megabytes(double bytes) {
 // The mark that a thread is stepping; whatever happens, it is taken back under the lock and the others are woken.
 class Engine::Stepping {
 public:
-    Stepping(Engine& engine, std::unique_lock<std::mutex>& lock) : engine_(engine), lock_(lock) { engine_.stepping_ = true; }
+    Stepping(Engine& engine, std::unique_lock<std::mutex>& lock) : engine_(engine), lock_(lock) {
+        engine_.stepping_ = true;
+    }
     ~Stepping() {
         if (!lock_.owns_lock()) lock_.lock();
         engine_.stepping_ = false;
@@ -209,7 +211,8 @@ double blocks_wanted(const Call& call, const KVBlocks& blocks) {
     for (const auto& sequence : call.sequences) {
         if (sequence->finished()) continue;
         needs.push_back(blocks.blocks_for(sequence->max_tokens - 1));
-        if (sequence->shared_prompt) prompts[sequence->shared_prompt.get()] = blocks.blocks_for(sequence->prompt_length);
+        if (sequence->shared_prompt)
+            prompts[sequence->shared_prompt.get()] = blocks.blocks_for(sequence->prompt_length);
     }
     const size_t most = static_cast<size_t>(call.max_running);
     double wanted = sum_of_largest(needs, most);
@@ -305,7 +308,8 @@ std::string Engine::explain(int64_t no_token) const {
         return "logit_bias, the penalties or temperature took the largest logit out of the range of float32.";
     }
     const std::string parameter = weights_.first_non_finite();
-    if (parameter.empty()) return "The model gave logits that are NaN or infinite, though all its parameters are finite.";
+    if (parameter.empty())
+        return "The model gave logits that are NaN or infinite, though all its parameters are finite.";
     return "The model gave logits that are NaN or infinite: the parameter " + parameter + " holds such values.";
 }
 

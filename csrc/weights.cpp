@@ -16,9 +16,7 @@ template <class... Parts>
     throw std::invalid_argument(message.str());
 }
 
-bool supported(at::ScalarType dtype) {
-    return dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf;
-}
+bool supported(at::ScalarType dtype) { return dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf; }
 
 }  // namespace
 
@@ -32,7 +30,8 @@ Weights::Weights(ModelConfig config, std::map<std::string, at::Tensor> parameter
     if (found == parameters_.end()) refuse("The model has no parameter ", embedding_name, ".");
     embedding = found->second;  // the one that the others are compared with
     if (embedding.is_meta()) {
-        refuse("The parameter ", embedding_name, " is on the meta device and holds no numbers; load the model's weights.");
+        refuse("The parameter ", embedding_name,
+               " is on the meta device and holds no numbers; load the model's weights.");
     }
     if (!supported(embedding.scalar_type())) {
         refuse("The parameter ", embedding_name, " is of ", embedding.scalar_type(),

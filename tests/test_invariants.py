@@ -191,7 +191,7 @@ def test_one_row_at_a_time_as_many(options):
     for max_running in (1, 2, 5):
         queued, many_steps = run(model, prompts, seed=SEEDS, keywords={"max_running": max_running}, **options)
         check_same(queued, together)
-        assert many_steps["num_steps"] > few_steps["num_steps"]
+        assert many_steps["num_steps"] >= few_steps["num_steps"]
         if max_running == 1:
             assert many_steps["num_steps"] == sum(together.lengths)
 
@@ -279,7 +279,7 @@ def test_any_batch_is_its_rows_alone(data):
         "min_p": data.draw(st.sampled_from([None, 0.05])),
         "repetition_penalty": data.draw(st.sampled_from([1.0, 1.3])),
         "frequency_penalty": data.draw(st.sampled_from([0.0, 0.5])),
-        "min_new_tokens": data.draw(st.sampled_from([0, 4])),
+        "min_length": data.draw(st.sampled_from([0, 20])),
         "eos_token_id": data.draw(st.sampled_from([[], list(range(0, 97, 5))])),
         "return_dict_in_generate": True,
     }
@@ -337,10 +337,7 @@ LAYOUTS = {
     "max_length alone": ([[1]], None, {"max_length": 3, "max_new_tokens": None}, [[1, 2, 3]], [2], "l"),
     "at max_length": ([[1, 2, 3], [1]], None, {"max_length": 3}, [[1, 2, 3, 0, 0], [0, 0, 1, 2, 3]], [0, 2], "ll"),
     "past max_length": ([[1, 2, 3]], None, {"max_length": 2}, [[1, 2, 3]], [0], "l"),
-    "min_length": ([[3], [1, 2, 3]], None, {"eos_token_id": 4, "min_length": 4, "max_new_tokens": 4},
-                   None, None, "l?"),
 }  # fmt: skip
-del LAYOUTS["min_length"]
 REASONS = {"l": "length", "e": "eos", "s": "stop"}
 
 
@@ -368,7 +365,8 @@ def test_layout(case, use_cache):
     assert set(result.timings) == {"prefill", "decode", "tokens_per_second"}
     assert all(math.isfinite(value) and value >= 0 for value in result.timings.values())
     assert (result.timings["prefill"] > 0) == (max(lengths) > 0)
-    assert (result.timings["decode"] > 0) == (max(lengths) > 1)
+    if use_cache:  # else every step computes the prompt
+        assert (result.timings["decode"] > 0) == (max(lengths) > 1)
 
 
 def test_min_length_counts_the_rows_own_tokens():

@@ -38,10 +38,6 @@ PROMPTS = [list(range(10, 31)), [4, 5]]  # more than a block of the cache, and l
 CACHE_OF_4_BLOCKS = 4 * 2 * 2 * 16 * 2 * 8 * 4  # layers, keys and values, positions, heads, head_dim, bytes
 
 
-def engine_for(model: DemiurgicForCausalLM, cache_bytes: int | None = None) -> _C.Engine:
-    return _C.Engine(live_weights(model), cache_bytes, 16)  # prompts go in chunks of 16
-
-
 def request(prompts: list[list[int]], **options: Any) -> _C.Request:
     config = GenerationConfig(**({"eos_token_id": []} | options))
     seeds = list(range(len(prompts) * config.num_return_sequences))
@@ -107,13 +103,14 @@ RECORDED: dict[str, tuple[Callable[[], DemiurgicForCausalLM], int | None, Callab
 
 @pytest.fixture(scope="module")
 def recorded() -> dict[str, list[Call]]:
-    """By model, the operations of the engine: from its construction to the last token."""
+    """By model, the operations of the engine: from the first call to the last token."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("DEMIURGIC_KERNELS", "reference")
-        return {
-            name: record(lambda run=run, model=model, limit=limit: run(engine_for(model(), limit)))
-            for name, (model, limit, run) in RECORDED.items()
-        }
+        calls = {}
+        for name, (model, cache_bytes, run) in RECORDED.items():
+            engine = _C.Engine(live_weights(model()), cache_bytes, 16)  # prompts go in chunks of 16
+            calls[name] = record(lambda engine=engine, run=run: run(engine))
+        return calls
 
 
 def every_call(recorded: dict[str, list[Call]]) -> list[Call]:

@@ -39,4 +39,5 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
         "GenerationError",
         "GenerationOutput",
         "generate",
+        "options",
     ]

@@ -239,7 +239,7 @@ def _dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Leaves parameters as they are allocated: on meta, torch.nn.init would import torch._dynamo, which takes seconds."""
+    """Leaves parameters as they are: on meta, torch.nn.init would import torch._dynamo, which takes seconds."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -71,8 +71,8 @@ def generate(
 ) -> Tensor | GenerationOutput:
     """Continues prompts with the weights that `model` has now.
 
-    The module is left as it is: its mode, hooks, gradients and the global random state (but one 64-bit draw from torch's
-    CPU generator if it samples and no seed is given). Several threads may generate on one model at the same time.
+    The module is left as it is: its mode, hooks, gradients and the global random state (but one 64-bit draw from
+    torch's CPU generator if it samples and no seed is given). Several threads may generate on one model at a time.
 
     Args:
         model: a DemiurgicForCausalLM, also inside DistributedDataParallel or torch.compile.
@@ -87,8 +87,8 @@ def generate(
         options: any option of GenerationConfig by name.
 
     Returns:
-        int64 [B * num_return_sequences, T + new] on the device of `input_ids` (of the model for lists), padded on the left,
-        so that `[:, T:]` is the completion of every row.
+        int64 [B * num_return_sequences, T + new] on the device of `input_ids` (of the model for lists), padded on the
+        left, so that `[:, T:]` is the completion of every row.
 
     Raises:
         TypeError: an unknown option (the nearest is named), a value of a wrong type, something that is not a model.
@@ -205,7 +205,7 @@ class Generation:
         prompts = [self.prompts.ids[row // self.copies] for row in rows]
         width, new = self.prompts.width, max(lengths)
         sequences = torch.full((self.num_rows, width + new), self._pad, dtype=torch.int64, device="cpu")
-        for row, (prompt, completion) in enumerate(zip(prompts, completions)):
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             ids = torch.tensor(prompt + completion, dtype=torch.int64, device="cpu")
             sequences[row, width - len(prompt) : width + len(completion)] = ids
         timings = self._call.timings()
@@ -236,9 +236,7 @@ _engines: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[_C.Engine]] = wea
 _engines_lock = threading.Lock()
 
 
-def _engine_for(
-    module: nn.Module, weights: _C.Weights, cache_bytes: int | None, max_step_tokens: int
-) -> _C.Engine:
+def _engine_for(module: nn.Module, weights: _C.Weights, cache_bytes: int | None, max_step_tokens: int) -> _C.Engine:
     with _engines_lock:
         engines = _engines.setdefault(module, weakref.WeakSet())
         for engine in engines:
@@ -324,6 +322,6 @@ def _warn_past_context(prompts: list[list[int]], config: _C.GenerationConfig, co
     limit = config.max_length if config.max_length is not None else longest + config.max_new_tokens
     if longest < limit and limit > context:
         warn_caller(
-            f"Rows may grow to {limit} tokens, but max_position_embeddings is {context}: rotary angles go on past what the "
-            "model was trained on."
+            f"Rows may grow to {limit} tokens, but max_position_embeddings is {context}: rotary angles go on past "
+            "what the model was trained on."
         )

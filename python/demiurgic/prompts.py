@@ -33,7 +33,8 @@ def read_prompts(
     """
     rows, device = _rows(input_ids)
     if attention_mask is not None:
-        kept = [_kept_by_mask(i, mask, row) for i, (row, mask) in enumerate(zip(rows, _mask(attention_mask, rows)))]
+        masks = _mask(attention_mask, rows)
+        kept = [_kept_by_mask(i, mask, row) for i, (row, mask) in enumerate(zip(rows, masks, strict=True))]
     elif pad_token_id is not None and pad_token_id not in special_ids:
         kept = [_without_edges(row, pad_token_id) for row in rows]
     else:
@@ -92,7 +93,10 @@ def _check_integers(ids: Tensor) -> None:
 
 
 def _mask(attention_mask: Any, rows: list[list[int]]) -> list[list[float]]:
-    if isinstance(attention_mask, (list, tuple)) and len({len(m) for m in attention_mask if isinstance(m, (list, tuple))}) > 1:
+    if (
+        isinstance(attention_mask, (list, tuple))
+        and len({len(m) for m in attention_mask if isinstance(m, (list, tuple))}) > 1
+    ):
         raise ValueError("attention_mask has rows of several lengths; lists of unequal prompts need no mask.")
     mask = torch.atleast_2d(_as_tensor("attention_mask", attention_mask, "a tensor [B, T] of zeros and ones"))
     if mask.is_meta:
