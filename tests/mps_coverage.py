@@ -1,9 +1,10 @@
 """Would recorded operations run on MPS? Told on any machine by the table of kernels that torch is generated from.
 
-`record` takes down every operation of ATen that a function calls on the CPU, as a tree: an operation may be a composite,
+`record` takes down every operation of ATen that a function calls on the CPU, as trees: an operation may be a composite,
 whose kernel is the same on every device and only calls others. `problems` walks the trees from the top. Where
-native_functions.yaml has a kernel for MPS, that one would run and what the CPU's kernel called does not matter; a
-composite is followed to what it called; everything else is missing.
+native_functions.yaml has a kernel for MPS, that one would run, and what the CPU's kernel called does not matter; a
+composite is followed to what it called; everything else is missing. That a kernel exists is all that is told: not for
+which shapes it works, nor that its numbers are right.
 """
 
 from __future__ import annotations
@@ -70,16 +71,20 @@ def record(function: Callable[[], object]) -> list[Call]:
             observer.stop()
             observer.unregister_callback()
         nodes = json.loads(file.read_text())["nodes"]
-    calls = {node["id"]: call_of(node) for node in nodes}
+    calls = {node["id"]: call_of(node) for node in nodes}  # None: no operation
     parents = {node["id"]: node["ctrl_deps"] for node in nodes}
+
+    def caller(node: int) -> Call | None:
+        parent = parents[node]
+        while calls[parent] is None and parents[parent] != parent:  # the thread, the process, marks of the profiler
+            parent = parents[parent]
+        return calls[parent]
+
     outermost = []
-    for id, call in calls.items():
-        if call is None:
-            continue
-        parent = parents[id]
-        while parent in calls and calls[parent] is None:  # a thread, or a mark of the profiler
-            parent = parents.get(parent) if parents.get(parent) != parent else None
-        (calls[parent].children if parent in calls else outermost).append(call)
+    for node, call in calls.items():
+        if call is not None:
+            outer = caller(node)
+            (outer.children if outer else outermost).append(call)
     return outermost
 
 
@@ -95,9 +100,14 @@ def tensors(arguments: dict[str, list[Any]]) -> Iterator[Tensor]:
     """Those among the arguments, lists of tensors opened."""
     for kind, value, shape in zip(arguments["types"], arguments["values"], arguments["shapes"], strict=True):
         dtypes = re.findall(r"Tensor\((.+?)\)", kind)
-        is_list = kind.startswith("GenericList")
-        for dtype, entry, sizes in zip(dtypes, value if is_list else [value], shape if is_list else [shape], strict=False):
-            if not dtype.startswith("nullptr"):  # no bias
+        entries = (
+            zip(value, shape, strict=True)
+            if kind.startswith("GenericList[") and "Tensor(" in kind
+            else [(value, shape)]
+        )
+        given = [entry for entry in entries if entry[0] != "<None>"]
+        for dtype, (entry, sizes) in zip(dtypes, given, strict=False):
+            if not dtype.startswith("nullptr"):  # an undefined tensor: no bias
                 yield Tensor(dtype, storage=entry[1], num_dims=len(sizes))
 
 

@@ -13,8 +13,8 @@ from plain_loop import prompts_without_ties
 from demiurgic import GenerationConfig, generate
 from demiurgic.engine import Generation
 
-# On the reference kernels the sums of a larger batch differ in their last bits. So log-probabilities are compared within
-# this; tokens are equal because these draws, and the largest logits of the greedy rows, are far from any border.
+# On the reference kernels the sums of a larger batch differ in their last bits. So log-probabilities are compared
+# within this; tokens are equal because these draws, and the largest logits of greedy rows, are far from any border.
 CLOSE = {"rtol": 0, "atol": 1e-4, "equal_nan": True}
 BLOCK_BYTES = 2 * 2 * 16 * 2 * 8 * 4  # of the cache of tiny_model: k and v, layers, tokens, heads, head_dim, float32
 
@@ -243,7 +243,9 @@ def test_a_finished_row_frees_its_blocks_for_the_others():
         assert generation._engine.counters()["num_used_blocks"] == 1
 
 
-@pytest.mark.parametrize("ids", [torch.int64, torch.int32, torch.int16, torch.uint8, "numpy", "list", "tuple", "tensors"])
+@pytest.mark.parametrize(
+    "ids", [torch.int64, torch.int32, torch.int16, torch.uint8, "numpy", "list", "tuple", "tensors"]
+)
 def test_every_form_of_ids_gives_the_same(ids):
     model, rows = tiny_model(), [[3, 4, 5], [6, 7, 8]]
     expected = generate(model, rows, seed=1, max_new_tokens=5)
@@ -317,7 +319,8 @@ LAYOUTS = {
     "all columns padded": (
         [[0, 0, 1], [0, 2, 3]], None, {"pad_token_id": 0}, [[0, 0, 1, 2, 3, 4], [0, 2, 3, 4, 5, 6]], [3, 3], "ll"),
     "eos": ([[1], [3]], None, {"eos_token_id": 5}, [[1, 2, 3, 4], [3, 4, 5, 5]], [3, 2], "le"),
-    "eos and pad": ([[1], [3]], None, {"eos_token_id": 5, "pad_token_id": 0}, [[1, 2, 3, 4], [3, 4, 5, 0]], [3, 2], "le"),
+    "eos and pad": (
+        [[1], [3]], None, {"eos_token_id": 5, "pad_token_id": 0}, [[1, 2, 3, 4], [3, 4, 5, 0]], [3, 2], "le"),
     "eos list": (
         [[1], [3], [6]], None, {"eos_token_id": [7, 4]}, [[1, 2, 3, 4], [3, 4, 7, 7], [6, 7, 7, 7]], [3, 1, 1], "eee"),
     "no eos": ([[3]], None, {"eos_token_id": []}, [[3, 4, 5, 6]], [3], "l"),
@@ -440,7 +443,11 @@ def test_what_is_padding_without_a_mask(as_tensor, ids, special, options, length
 
 def test_a_mask_decides_alone():
     # With a mask, ids that equal the pad's count where it says so; nothing is guessed and nothing warned.
-    for special in ({"pad_token_id": 0}, {"pad_token_id": 0, "eos_token_id": 0}, {"pad_token_id": 0, "bos_token_id": 0}):
+    for special in (
+        {"pad_token_id": 0},
+        {"pad_token_id": 0, "eos_token_id": 0},
+        {"pad_token_id": 0, "bos_token_id": 0},
+    ):
         model = counting_model(**special)
         ids, mask = [[0, 0, 5], [1, 0, 0]], [[0, 1, 1], [1, 1, 0]]
         result = generate(model, ids, mask, do_sample=False, max_new_tokens=2, return_dict_in_generate=True)

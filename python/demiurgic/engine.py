@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import operator
 import threading
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +125,7 @@ def generate(
 
 def merged(config: _C.GenerationConfig | None, options: dict[str, Any]) -> _C.GenerationConfig:
     """A copy of `config`, or of the defaults, with `options` on top."""
+    _check_names(options)
     if config is None:
         return _C.GenerationConfig(**options)
     if not isinstance(config, _C.GenerationConfig):
@@ -247,16 +250,36 @@ def _engine_for(module: nn.Module, weights: _C.Weights, cache_bytes: int | None,
         return engine
 
 
+# Keywords of generate that are no options of GenerationConfig.
+_KEYWORDS = (
+    "attention_mask",
+    "generation_config",
+    "return_dict_in_generate",
+    "max_running",
+    "cache_bytes",
+    "max_step_tokens",
+)
+
+
+def _check_names(options: dict[str, Any]) -> None:
+    """Refuses a misspelt keyword of generate; GenerationConfig does it for misspelt options."""
+    known = [option["name"] for option in _C.options()]
+    for name in options:
+        nearest = difflib.get_close_matches(name, [*known, *_KEYWORDS], n=1)
+        if name not in known and nearest and nearest[0] in _KEYWORDS:
+            raise TypeError(f"generate has no keyword '{name}'; did you mean '{nearest[0]}'?")
+
+
 def _check_flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}, but must be True or False.")
 
 
 def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise TypeError(f"{name} is {value!r}, but must be an integer.")
-    if value < 1:
-        raise ValueError(f"{name} is {value}, but must be 1 or more.")
+    if not 1 <= operator.index(value) < 2**63:
+        raise ValueError(f"{name} is {value}, but must be 1 or more and fit 64 bits.")
 
 
 def _samples(config: _C.GenerationConfig) -> bool:
