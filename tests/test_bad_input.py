@@ -214,7 +214,7 @@ MODELS = {
     "wide bias": (
         lambda m: (m.to(torch.bfloat16), cast("bias", torch.float32)(m)), ValueError, "q_proj.bias is of Float"),
     "vocab_size": (
-        configured(vocab_size=98), ValueError, "embed_tokens.weight has the shape [97, 32], but the model's config says"),
+        configured(vocab_size=98), ValueError, "embed_tokens.weight has the shape [97, 32], but the model's"),
     "hidden_size": (configured(hidden_size=64), ValueError, "has the shape [97, 32]"),
     "heads": (configured(num_key_value_heads=4), ValueError, "layers.0.self_attn.k_proj.weight has the shape [16, 32]"),
     "no norm": (lambda m: delattr(m.model.norm, "weight"), ValueError, "The model has no parameter model.norm.weight"),

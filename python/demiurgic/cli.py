@@ -215,9 +215,9 @@ def _check_device(name: str) -> None:
 
 def _within_context(config: _C.GenerationConfig, room: int) -> _C.GenerationConfig:
     """A default length ends where the context does; past a prompt that fills it, the engine's warning speaks."""
-    if room <= 0 or room >= config.max_new_tokens:
+    if room <= 0 or room >= (config.max_new_tokens or 0):
         return config
-    return config.replace(max_new_tokens=max(room, config.min_new_tokens))
+    return config.replace(max_new_tokens=max(room, config.min_new_tokens or 0))
 
 
 def _run(job: _Job, as_json: bool) -> None:
@@ -270,7 +270,7 @@ def _stream(generation: Generation, job: _Job) -> None:
 def _show_progress(generation: Generation, job: _Job) -> None:
     """Advances to the end, with a bar of tokens on standard error if that is a terminal."""
     rows = range(generation.num_rows)
-    most = job.config.max_new_tokens
+    most = job.config.max_new_tokens or 0
     if job.config.max_length is not None:
         most = max(job.config.max_length - len(job.ids), 0)
     lengths = [0] * len(rows)

@@ -176,7 +176,7 @@ class Generation:
         self.seeds = request.seeds
         self._call = self._engine.add(request)
         self._device = self.prompts.device or next(module.parameters()).device
-        _warn_past_context(self.prompts.ids, config, module.config.max_position_embeddings)
+        _warn_past_context(self.prompts.ids, config, module.config)
 
     @property
     def num_rows(self) -> int:
@@ -299,7 +299,7 @@ def _resolved(config: _C.GenerationConfig, model_config: Any) -> _C.GenerationCo
             raise IndexError(
                 f"{name} is {getattr(config, name)}, but the vocabulary has the ids 0 to {model_config.vocab_size - 1}."
             )
-    given = {}
+    given: dict[str, Any] = {}
     if config.eos_token_id is None:
         given["eos_token_id"] = _as_list(model_config.eos_token_id)
     if config.pad_token_id is None:
@@ -340,9 +340,9 @@ def _seeds(config: _C.GenerationConfig, num_prompts: int, drawn: int) -> list[in
     )
 
 
-def _warn_past_context(prompts: list[list[int]], config: _C.GenerationConfig, context: int) -> None:
-    longest = max(len(prompt) for prompt in prompts)
-    limit = config.max_length if config.max_length is not None else longest + config.max_new_tokens
+def _warn_past_context(prompts: list[list[int]], config: _C.GenerationConfig, model_config: Any) -> None:
+    longest, context = max(len(prompt) for prompt in prompts), model_config.max_position_embeddings
+    limit = config.max_length if config.max_length is not None else longest + (config.max_new_tokens or 0)
     if longest < limit and limit > context:
         warn_caller(
             f"Rows may grow to {limit} tokens, but max_position_embeddings is {context}: rotary angles go on past "

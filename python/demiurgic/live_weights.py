@@ -60,14 +60,14 @@ def live_weights(model: nn.Module) -> _C.Weights:
             another class than ours; parameters are sharded, on several devices, on the meta device, of dtypes that
             cannot be mixed, or of shapes that do not fit the config. The message names the part.
     """
-    _refuse_changed_forward(model)
     parameters = {
         name.replace(f"{_COMPILED}.", ""): parameter
         for name, parameter in model.named_parameters(remove_duplicate=False)
     }
     for name, parameter in parameters.items():
-        _refuse_sharded(name, parameter)
-    return _C.Weights(model_config(model), parameters)  # type: ignore[arg-type]
+        _refuse_sharded(name, parameter)  # before the hooks and classes with which sharding works, to name the cause
+    _refuse_changed_forward(model)
+    return _C.Weights(model_config(model), parameters)
 
 
 def model_config(model: nn.Module) -> _C.ModelConfig:

@@ -60,7 +60,7 @@ def _rows(input_ids: Any) -> tuple[list[list[int]], torch.device | None]:
     if ids.dim() not in (1, 2) or ids.numel() == 0:
         raise ValueError(f"input_ids has the shape {list(ids.shape)}; give [B, T] or [T] with at least one token.")
     device = ids.device if isinstance(input_ids, Tensor) else None
-    return torch.atleast_2d(ids).tolist(), device
+    return (ids if ids.dim() == 2 else ids[None]).tolist(), device
 
 
 def _one_row(index: int, row: Any) -> list[int]:
@@ -98,7 +98,8 @@ def _mask(attention_mask: Any, rows: list[list[int]]) -> list[list[float]]:
         and len({len(m) for m in attention_mask if isinstance(m, (list, tuple))}) > 1
     ):
         raise ValueError("attention_mask has rows of several lengths; lists of unequal prompts need no mask.")
-    mask = torch.atleast_2d(_as_tensor("attention_mask", attention_mask, "a tensor [B, T] of zeros and ones"))
+    mask = _as_tensor("attention_mask", attention_mask, "a tensor [B, T] of zeros and ones")
+    mask = mask[None] if mask.dim() == 1 else mask
     if mask.is_meta:
         raise ValueError("attention_mask is on the meta device and holds no numbers.")
     widths = {len(row) for row in rows}
@@ -110,7 +111,8 @@ def _mask(attention_mask: Any, rows: list[list[int]]) -> list[list[float]]:
         )
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError("attention_mask must hold 1 where a token counts and 0 where it is padding, nothing else.")
-    return mask.tolist()
+    values: list[list[float]] = mask.tolist()
+    return values
 
 
 def _kept_by_mask(index: int, mask: list[float], row: list[int]) -> list[int]:
