@@ -89,14 +89,14 @@ def padded(prompts, pad, left):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("form", ["ragged", "left", "right", "left, masked", "right, masked"])
+@pytest.mark.parametrize("form", ["ragged", "left", "right", "left, masked", "right, masked", "pad is EOS, masked"])
 def test_a_row_alone_is_the_row_in_a_batch(form, options):
     options, pad = OPTIONS[options], 96
-    model = tiny_model(pad_token_id=pad)
+    model = tiny_model(pad_token_id=pad, eos_token_id=pad if "EOS" in form else None)
     prompts = prompts_for(options, model)
     assert not any(pad in (prompt[0], prompt[-1]) for prompt in prompts)
     expected = each_alone(model, prompts, SEEDS, options)
-    ids, mask = padded(prompts, pad, left=form.startswith("left"))
+    ids, mask = padded(prompts, pad, left=not form.startswith("right"))
     call = (prompts,) if form == "ragged" else (ids, mask) if form.endswith("masked") else (ids,)
     result = generate(model, *call, seed=SEEDS, **options)
     assert rows_of(result) == expected
