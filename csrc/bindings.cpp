@@ -35,7 +35,6 @@ py::object as_index(py::handle value) {
 
 bool is_list(py::handle value) { return PyList_Check(value.ptr()) || PyTuple_Check(value.ptr()); }
 
-
 int64_t to_integer(const std::string& name, const std::string& expected, py::handle value) {
     const py::object index = as_index(value);
     if (!index) wrong_type(name, expected, value);
@@ -76,8 +75,10 @@ Value from_python(const Option& option, py::handle value) {
         case OptionType::boolean:
             if (!PyBool_Check(value.ptr())) wrong_type(option.name, expected, value);
             return value.cast<bool>();
-        case OptionType::integer: return to_integer(option.name, expected, value);
-        case OptionType::number: return to_number(option.name, expected, value);
+        case OptionType::integer:
+            return to_integer(option.name, expected, value);
+        case OptionType::number:
+            return to_number(option.name, expected, value);
         case OptionType::ids: {
             if (!is_list(value)) return Ids{to_integer(option.name, expected, value)};
             Ids ids;
@@ -88,7 +89,8 @@ Value from_python(const Option& option, py::handle value) {
             if (!PyDict_Check(value.ptr())) wrong_type(option.name, expected, value);
             LogitBias bias;
             for (const auto& [id, number] : py::reinterpret_borrow<py::dict>(value)) {
-                bias[to_integer(entry, "a token id and a number", id)] = to_number(entry, "a token id and a number", number);
+                bias[to_integer(entry, "a token id and a number", id)] =
+                    to_number(entry, "a token id and a number", number);
             }
             return bias;
         }
@@ -103,7 +105,8 @@ Value from_python(const Option& option, py::handle value) {
 }
 
 py::object to_python(const Option& option, const Value& value) {
-    if (const Ids* ids = std::get_if<Ids>(&value); ids && ids->size() == 1 && std::string(option.name) == "eos_token_id") {
+    if (const Ids* ids = std::get_if<Ids>(&value);
+        ids && ids->size() == 1 && std::string(option.name) == "eos_token_id") {
         return py::int_(ids->front());  // one id reads as it is usually written
     }
     return std::visit(
@@ -176,9 +179,11 @@ GenerationConfig from_json(const std::string& text) {
 
 void bind_preset(py::class_<GenerationConfig>& cls, const Preset& preset) {
     const std::string name = preset.name;
-    const std::string doc = std::string(preset.doc) + "\n\nA preset; `max_new_tokens` and `overrides` replace its values.";
+    const std::string doc =
+        std::string(preset.doc) + "\n\nA preset; `max_new_tokens` and `overrides` replace its values.";
     const py::cpp_function make(
-        [config = preset.config](const py::object& type, const py::object& max_new_tokens, const py::kwargs& overrides) {
+        [config = preset.config](const py::object& type, const py::object& max_new_tokens,
+                                 const py::kwargs& overrides) {
             py::dict given = changed_options(config);
             if (!max_new_tokens.is_none()) given["max_new_tokens"] = max_new_tokens;
             for (const auto& [key, value] : overrides) given[key] = value;
@@ -209,7 +214,9 @@ void bind_generation_config(py::module_& m) {
         const std::string doc = std::string(option.type_name) + ": " + option.doc + " Allowed: " + option.range + ".";
         cls.def_property(
             option.name, [&option](const GenerationConfig& config) { return to_python(option, option.get(config)); },
-            [&option](GenerationConfig& config, const py::object& value) { option.set(config, from_python(option, value)); },
+            [&option](GenerationConfig& config, const py::object& value) {
+                option.set(config, from_python(option, value));
+            },
             doc.c_str());
     }
     cls.def("to_dict", &to_dict,
@@ -224,14 +231,16 @@ void bind_generation_config(py::module_& m) {
             "options"_a, "The inverse of to_dict; missing options take their defaults.")
         .def("to_json", [](const GenerationConfig& c) { return py::module_::import("json").attr("dumps")(to_dict(c)); })
         .def_static("from_json", &from_json, "text"_a, "The inverse of to_json.")
-        .def("replace",
-             [](GenerationConfig config, const py::kwargs& given) {
-                 set_options(config, given);
-                 return config;
-             },
-             "A copy with the given options changed.")
+        .def(
+            "replace",
+            [](GenerationConfig config, const py::kwargs& given) {
+                set_options(config, given);
+                return config;
+            },
+            "A copy with the given options changed.")
         .def("validate", &GenerationConfig::validate, "Raises ValueError where two options contradict each other.")
-        .def("__eq__", [](const GenerationConfig& a, const GenerationConfig& b) { return a == b; }, py::is_operator())
+        .def(
+            "__eq__", [](const GenerationConfig& a, const GenerationConfig& b) { return a == b; }, py::is_operator())
         .def("__setattr__", &set_attribute)
         .def("__repr__", &repr_of)
         .def(py::pickle(&changed_options, [](const py::dict& state) { return make_config(state); }));
@@ -268,17 +277,20 @@ void bind_model(py::module_& m) {
     py::class_<LayerConfig>(m, "LayerConfig", "The shapes and variants of one decoder layer.")
         .def(py::init([](int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t intermediate_size,
                          const std::string& activation, bool gated) {
-                 return LayerConfig{num_heads, num_kv_heads, head_dim, intermediate_size, activation_of(activation), gated};
+                 return LayerConfig{num_heads, num_kv_heads, head_dim, intermediate_size, activation_of(activation),
+                                    gated};
              }),
-             py::kw_only(), "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "intermediate_size"_a, "activation"_a, "gated"_a);
+             py::kw_only(), "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "intermediate_size"_a, "activation"_a,
+             "gated"_a);
     py::class_<ModelConfig>(m, "ModelConfig", "The shapes and variants of a decoder.")
-        .def(py::init([](int64_t vocab_size, int64_t hidden_size, double rms_norm_eps, std::vector<float> rotary_frequencies,
-                         double rotary_scaling, std::vector<LayerConfig> layers) {
-                 return ModelConfig{vocab_size,     hidden_size,      rms_norm_eps, std::move(rotary_frequencies),
-                                    rotary_scaling, std::move(layers)};
-             }),
-             py::kw_only(), "vocab_size"_a, "hidden_size"_a, "rms_norm_eps"_a, "rotary_frequencies"_a, "rotary_scaling"_a,
-             "layers"_a);
+        .def(
+            py::init([](int64_t vocab_size, int64_t hidden_size, double rms_norm_eps,
+                        std::vector<float> rotary_frequencies, double rotary_scaling, std::vector<LayerConfig> layers) {
+                return ModelConfig{vocab_size,     hidden_size,      rms_norm_eps, std::move(rotary_frequencies),
+                                   rotary_scaling, std::move(layers)};
+            }),
+            py::kw_only(), "vocab_size"_a, "hidden_size"_a, "rms_norm_eps"_a, "rotary_frequencies"_a,
+            "rotary_scaling"_a, "layers"_a);
     py::class_<Weights>(m, "Weights", "The live parameters of a model by role: references, never copies.")
         .def(py::init<ModelConfig, std::map<std::string, at::Tensor>>(), "config"_a, "parameters"_a);
 }
@@ -351,39 +363,52 @@ py::dict timings(const CallHandle& handle) {
 void bind_call(py::module_& m) {
     py::class_<CallHandle>(m, "Call", "The rows of one call of generate, under way or finished.")
         .def("advance", &advance,
-             "Runs steps, or waits for another thread's, until the call has got on; False once it is finished. The GIL is "
-             "released. Ctrl-C raises KeyboardInterrupt on the main thread.")
-        .def("cancel",
-             [](const CallHandle& handle) {
-                 const py::gil_scoped_release release;
-                 handle.engine->cancel(*handle.call);
-             },
-             "Ends the unfinished rows and frees their cache.")
+             "Runs steps, or waits for another thread's, until the call has got on; False once it is finished. The "
+             "GIL is released. Ctrl-C raises KeyboardInterrupt on the main thread.")
+        .def(
+            "cancel",
+            [](const CallHandle& handle) {
+                const py::gil_scoped_release release;
+                handle.engine->cancel(*handle.call);
+            },
+            "Ends the unfinished rows and frees their cache.")
         .def_property_readonly("num_rows", [](const CallHandle& h) { return h.call->sequences.size(); })
-        .def("tokens",
-             [](const CallHandle& handle, int64_t row, int64_t start) {
-                 return handle.row(row, [start](const Sequence& s) {
-                     const int64_t first = s.prompt_length + std::clamp<int64_t>(start, 0, s.num_generated());
-                     return std::vector<int64_t>(s.tokens.begin() + first, s.tokens.end());
-                 });
-             },
-             "row"_a, "start"_a = 0, "The generated ids of a row from the start-th on.")
-        .def("finish_reason",
-             [](const CallHandle& handle, int64_t row) {
-                 return handle.row(row, [](const Sequence& s) { return std::string(name_of(s.finish_reason)); });
-             },
-             "row"_a, "none | eos | stop | length | error | cancelled")
-        .def("error", [](const CallHandle& handle, int64_t row) { return handle.row(row, [](const Sequence& s) { return s.error; }); },
-             "row"_a, "The message where the finish reason is error, else an empty string.")
-        .def("logprobs",
-             [](const CallHandle& handle, int64_t row) { return handle.row(row, [](const Sequence& s) { return s.logprobs; }); },
-             "row"_a, "Log-probabilities of the generated ids by the model; empty unless they were asked for.")
-        .def("processed_logprobs",
-             [](const CallHandle& handle, int64_t row) {
-                 return handle.row(row, [](const Sequence& s) { return s.processed_logprobs; });
-             },
-             "row"_a, "Log-probabilities of the generated ids by what the options left; empty unless they were asked for.")
-        .def("timings", &timings, "Seconds in steps with prompt tokens of this call (prefill) and in its other steps (decode).");
+        .def(
+            "tokens",
+            [](const CallHandle& handle, int64_t row, int64_t start) {
+                return handle.row(row, [start](const Sequence& s) {
+                    const int64_t first = s.prompt_length + std::clamp<int64_t>(start, 0, s.num_generated());
+                    return std::vector<int64_t>(s.tokens.begin() + first, s.tokens.end());
+                });
+            },
+            "row"_a, "start"_a = 0, "The generated ids of a row from the start-th on.")
+        .def(
+            "finish_reason",
+            [](const CallHandle& handle, int64_t row) {
+                return handle.row(row, [](const Sequence& s) { return std::string(name_of(s.finish_reason)); });
+            },
+            "row"_a, "none | eos | stop | length | error | cancelled")
+        .def(
+            "error",
+            [](const CallHandle& handle, int64_t row) {
+                return handle.row(row, [](const Sequence& s) { return s.error; });
+            },
+            "row"_a, "The message where the finish reason is error, else an empty string.")
+        .def(
+            "logprobs",
+            [](const CallHandle& handle, int64_t row) {
+                return handle.row(row, [](const Sequence& s) { return s.logprobs; });
+            },
+            "row"_a, "Log-probabilities of the generated ids by the model; empty unless they were asked for.")
+        .def(
+            "processed_logprobs",
+            [](const CallHandle& handle, int64_t row) {
+                return handle.row(row, [](const Sequence& s) { return s.processed_logprobs; });
+            },
+            "row"_a,
+            "Log-probabilities of the generated ids by what the options left; empty unless they were asked for.")
+        .def("timings", &timings,
+             "Seconds in steps with prompt tokens of this call (prefill) and in its other steps (decode).");
 }
 
 py::dict counters(const Engine& engine) {
@@ -395,8 +420,8 @@ py::dict counters(const Engine& engine) {
 
 void bind_engine(py::module_& m) {
     py::class_<Request>(m, "Request", "What a call asks for.")
-        .def(py::init([](std::vector<std::vector<int64_t>> prompts, const GenerationConfig& config, std::vector<uint64_t> seeds,
-                         int64_t max_running, bool want_logprobs) {
+        .def(py::init([](std::vector<std::vector<int64_t>> prompts, const GenerationConfig& config,
+                         std::vector<uint64_t> seeds, int64_t max_running, bool want_logprobs) {
                  return Request{std::move(prompts), config, std::move(seeds), max_running, want_logprobs};
              }),
              py::kw_only(), "prompts"_a, "config"_a, "seeds"_a, "max_running"_a, "want_logprobs"_a)
@@ -405,17 +430,19 @@ void bind_engine(py::module_& m) {
         .def(py::init<Weights, std::optional<int64_t>, int64_t>(), "weights"_a, "cache_bytes"_a, "max_step_tokens"_a)
         .def("check", &Engine::check, "request"_a, py::call_guard<py::gil_scoped_release>(),
              "Raises what add would raise for a bad request or for want of room.")
-        .def("add",
-             [](const std::shared_ptr<Engine>& engine, const Request& request) {
-                 std::shared_ptr<Call> call;
-                 {
-                     SignalPoll poll;
-                     const py::gil_scoped_release release;
-                     call = engine->add(request, std::ref(poll));
-                 }
-                 return std::make_unique<CallHandle>(engine, std::move(call));
-             },
-             "request"_a, "Adds every prompt num_return_sequences times; nothing is computed before the call is advanced.")
+        .def(
+            "add",
+            [](const std::shared_ptr<Engine>& engine, const Request& request) {
+                std::shared_ptr<Call> call;
+                {
+                    SignalPoll poll;
+                    const py::gil_scoped_release release;
+                    call = engine->add(request, std::ref(poll));
+                }
+                return std::make_unique<CallHandle>(engine, std::move(call));
+            },
+            "request"_a,
+            "Adds every prompt num_return_sequences times; nothing is computed before the call is advanced.")
         .def("serves", &Engine::serves, "weights"_a, "cache_bytes"_a, "max_step_tokens"_a,
              "Whether calls on these live tensors, with these limits, can share this engine.")
         .def("counters", &counters, "Steps, computed tokens, preemptions, used blocks and bytes of the cache so far.");
@@ -437,12 +464,14 @@ PYBIND11_MODULE(_C, m) {
         }
     });
     bind_generation_config(m);
-    m.def("options", &list_options, "Every option: name, type, default, range and doc, from the one table in the core.");
+    m.def("options", &list_options,
+          "Every option: name, type, default, range and doc, from the one table in the core.");
     m.def("presets", &list_presets, "The presets of GenerationConfig and what each is for.");
     m.def("derive_seed", &derive_seed, "seed"_a, "i"_a, "The seed of the i-th of the rows that share `seed`.");
     bind_model(m);
     bind_call(m);
     bind_engine(m);
-    m.def("kernels_info", [](const std::string& device) { return kernels_for(at::Device(device)).implementations(); },
-          "device"_a, "Which implementation serves each entry of the kernel table on a device.");
+    m.def(
+        "kernels_info", [](const std::string& device) { return kernels_for(at::Device(device)).implementations(); },
+        "device"_a, "Which implementation serves each entry of the kernel table on a device.");
 }

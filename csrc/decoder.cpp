@@ -51,7 +51,8 @@ at::Tensor decode(const Weights& weights, const Batch& batch, KVCache& cache, co
             const double scale = 1.0 / std::sqrt(static_cast<double>(shape.head_dim));
             kernels.attention_in(context, {x, layer.attention_norm, eps, layer.q, layer.k, layer.v, rotary.cos,
                                            rotary.sin, batch.slots, cache.keys[i], cache.values[i], q});
-            kernels.attend(context, {q, cache.keys[i], cache.values[i], batch.rows, batch.block_table, scale, attended});
+            kernels.attend(context,
+                           {q, cache.keys[i], cache.values[i], batch.rows, batch.block_table, scale, attended});
             kernels.attention_out(context, {attended, layer.attention_out, x});
             kernels.mlp(context, {layer.mlp_norm, eps, layer.gate, layer.up, layer.down, shape.activation, x});
         }

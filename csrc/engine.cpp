@@ -39,7 +39,9 @@ std::string megabytes(double bytes) {
 // The mark that a thread is stepping; whatever happens, it is taken back under the lock and the others are woken.
 class Engine::Stepping {
 public:
-    Stepping(Engine& engine, std::unique_lock<std::mutex>& lock) : engine_(engine), lock_(lock) { engine_.stepping_ = true; }
+    Stepping(Engine& engine, std::unique_lock<std::mutex>& lock) : engine_(engine), lock_(lock) {
+        engine_.stepping_ = true;
+    }
     ~Stepping() {
         if (!lock_.owns_lock()) lock_.lock();
         engine_.stepping_ = false;
@@ -194,16 +196,31 @@ void Engine::check_room(int64_t prompt_length, const GenerationConfig& config, i
 
 namespace {
 
-// Blocks with which no sequence of the call ever waits or is preempted.
+// As double: a limit of 2^62 tokens is allowed, so the sum may not fit an integer.
+double sum_of_largest(std::vector<int64_t> values, size_t count) {
+    std::sort(values.rbegin(), values.rend());
+    double sum = 0;
+    for (size_t i = 0; i < std::min(values.size(), count); ++i) sum += static_cast<double>(values[i]);
+    return sum;
+}
+
+// Blocks with which no sequence of the call waits for one or is preempted, and every prompt is computed once.
 double blocks_wanted(const Call& call, const KVBlocks& blocks) {
     std::vector<int64_t> needs;
+    std::map<const SharedPrompt*, int64_t> prompts;  // stay while copies wait, also after a copy that ran has ended
     for (const auto& sequence : call.sequences) {
-        if (!sequence->finished()) needs.push_back(blocks.blocks_for(sequence->max_tokens - 1));
+        if (sequence->finished()) continue;
+        needs.push_back(blocks.blocks_for(sequence->max_tokens - 1));
+        if (sequence->shared_prompt)
+            prompts[sequence->shared_prompt.get()] = blocks.blocks_for(sequence->prompt_length);
     }
-    std::sort(needs.rbegin(), needs.rend());
-    double wanted = 0;  // a limit of 2^62 tokens is allowed, so the sum may not fit an integer
-    const size_t num_running = std::min(needs.size(), static_cast<size_t>(call.max_running));
-    for (size_t i = 0; i < num_running; ++i) wanted += static_cast<double>(needs[i]);
+    const size_t most = static_cast<size_t>(call.max_running);
+    double wanted = sum_of_largest(needs, most);
+    if (needs.size() > most) {
+        std::vector<int64_t> held;
+        for (const auto& [prompt, num_blocks] : prompts) held.push_back(num_blocks);
+        wanted += sum_of_largest(held, most);
+    }
     return wanted;
 }
 
@@ -291,7 +308,8 @@ std::string Engine::explain(int64_t no_token) const {
         return "logit_bias, the penalties or temperature took the largest logit out of the range of float32.";
     }
     const std::string parameter = weights_.first_non_finite();
-    if (parameter.empty()) return "The model gave logits that are NaN or infinite, though all its parameters are finite.";
+    if (parameter.empty())
+        return "The model gave logits that are NaN or infinite, though all its parameters are finite.";
     return "The model gave logits that are NaN or infinite: the parameter " + parameter + " holds such values.";
 }
 

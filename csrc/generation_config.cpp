@@ -89,7 +89,8 @@ LogitBias logit_bias_of(const Value& value) {
     if (std::holds_alternative<std::monostate>(value)) return {};
     const LogitBias& given = std::get<LogitBias>(value);
     for (const auto& [id, bias] : given) {
-        if (id < 0) refuse("logit_bias", "a mapping with the id " + text_of(id), "of token ids, which are not negative");
+        if (id < 0)
+            refuse("logit_bias", "a mapping with the id " + text_of(id), "of token ids, which are not negative");
         if (!(std::abs(bias) <= 1e30)) {
             refuse("logit_bias", text_of(bias) + " for the id " + text_of(id),
                    "finite, at most 1e30 in size (to forbid a token, name it in bad_token_ids)");
@@ -99,17 +100,17 @@ LogitBias logit_bias_of(const Value& value) {
 }
 
 #define NAME(field) #field
-#define INTEGER(field, low, off, range)                                                                       \
-    [](const Config& c) -> Value { return c.field; },                                                         \
+#define INTEGER(field, low, off, range)               \
+    [](const Config& c) -> Value { return c.field; }, \
         [](Config& c, const Value& v) { c.field = integer_in(NAME(field), v, low, off, range); }
-#define OPTIONAL_INTEGER(field, low, range)                                                                   \
-    [](const Config& c) -> Value { return from_optional(c.field); },                                          \
+#define OPTIONAL_INTEGER(field, low, range)                          \
+    [](const Config& c) -> Value { return from_optional(c.field); }, \
         [](Config& c, const Value& v) { c.field = optional_integer(NAME(field), v, low, range); }
-#define NUMBER(field, low, high, off, range)                                                                  \
-    [](const Config& c) -> Value { return c.field; },                                                         \
+#define NUMBER(field, low, high, off, range)          \
+    [](const Config& c) -> Value { return c.field; }, \
         [](Config& c, const Value& v) { c.field = number_in(NAME(field), v, low, high, off, range); }
-#define BOOLEAN(field)                                                                                        \
-    [](const Config& c) -> Value { return c.field; },                                                         \
+#define BOOLEAN(field)                                \
+    [](const Config& c) -> Value { return c.field; }, \
         [](Config& c, const Value& v) { c.field = boolean(NAME(field), v); }
 
 std::vector<Option> make_options() {
@@ -129,24 +130,26 @@ std::vector<Option> make_options() {
          [](const Config& c) -> Value { return c.temperature; },
          [](Config& c, const Value& v) { c.temperature = temperature_of(v); }},
         {"top_k", T::integer, "int | None", kNotNegative,
-         "Keeps the k most likely tokens and all ties with the k-th. 0 or None: off. A k above the vocabulary's size keeps "
-         "all.",
+         "Keeps the k most likely tokens and all ties with the k-th. 0 or None: off. A k above the vocabulary's "
+         "size keeps all.",
          true, INTEGER(top_k, 0, 0, "an integer of 0 or more (0 or None switches it off)")},
         {"top_p", T::number, "float | None", kProbability,
-         "Keeps the most likely tokens whose mass, of what top_k left, reaches p; the one that crosses included. 1 or None: "
-         "off; 0 keeps the best token.",
+         "Keeps the most likely tokens whose mass, of what top_k left, reaches p; the one that crosses included. 1 "
+         "or None: off; 0 keeps the best token.",
          true, NUMBER(top_p, 0, 1, 1.0, kProbability)},
         {"typical_p", T::number, "float | None", kTypical,
-         "Locally typical sampling (Meister et al., 2022): keeps the tokens whose surprise is nearest to the entropy, until "
-         "their mass reaches p, the one that crosses included. Where set, it stands in for top_p. 1 or None: off.",
-         true,
-         [](const Config& c) -> Value { return c.typical_p == 1.0 ? Value() : Value(c.typical_p); },
-         [](Config& c, const Value& v) { c.typical_p = number_in("typical_p", v, std::numeric_limits<double>::denorm_min(), 1, 1.0, kTypical); }},
+         "Locally typical sampling (Meister et al., 2022): keeps the tokens whose surprise is nearest to the "
+         "entropy, until their mass reaches p, the one that crosses included. Where set, it stands in for top_p. 1 "
+         "or None: off.",
+         true, [](const Config& c) -> Value { return c.typical_p == 1.0 ? Value() : Value(c.typical_p); },
+         [](Config& c, const Value& v) {
+             c.typical_p = number_in("typical_p", v, std::numeric_limits<double>::denorm_min(), 1, 1.0, kTypical);
+         }},
         {"do_sample", T::boolean, "bool", "True or False", "True draws tokens; False takes the most likely one.", true,
          BOOLEAN(do_sample)},
         {"repetition_penalty", T::number, "float | None", kFactor,
-         "For every distinct token of the context: a logit l becomes l * p where l < 0, else l / p (Keskar et al., 2019). "
-         "1 or None: off.",
+         "For every distinct token of the context: a logit l becomes l * p where l < 0, else l / p (Keskar et al., "
+         "2019). 1 or None: off.",
          true, NUMBER(repetition_penalty, 1e-4, 1e4, 1.0, kFactor)},
         {"frequency_penalty", T::number, "float | None", kPenalty,
          "Subtracts f times the number of times that the token stands in the context. 0 or None: off.", true,
@@ -193,8 +196,8 @@ std::vector<Option> make_options() {
          [](const Config& c) -> Value { return c.stop_token_ids.empty() ? Value() : Value(c.stop_token_ids); },
          [](Config& c, const Value& v) { c.stop_token_ids = token_ids("stop_token_ids", v); }},
         {"seed", T::seed, "int | list[int] | None", "integers from 0 to 2**64 - 1",
-         "An int: row i draws with derive(seed, i). A list of one a prompt: copy j draws with derive(seed[b], j). A list of "
-         "one a row: as they are. None: one is drawn from torch's CPU generator.",
+         "An int: row i draws with derive(seed, i). A list of one a prompt: copy j draws with derive(seed[b], j). "
+         "A list of one a row: as they are. None: one is drawn from torch's CPU generator.",
          false, [](const Config& c) -> Value { return c.seed ? Value(*c.seed) : Value(); },
          [](Config& c, const Value& v) {
              c.seed.reset();
@@ -262,7 +265,8 @@ void GenerationConfig::validate() const {
         refuse("min_length", text_of(min_length), "at most max_length, which is " + text_of(*max_length));
     }
     if (!max_length && min_new_tokens > *max_new_tokens) {
-        refuse("min_new_tokens", text_of(min_new_tokens), "at most max_new_tokens, which is " + text_of(*max_new_tokens));
+        refuse("min_new_tokens", text_of(min_new_tokens),
+               "at most max_new_tokens, which is " + text_of(*max_new_tokens));
     }
 }
 

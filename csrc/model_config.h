@@ -14,6 +14,8 @@ struct LayerConfig {
     int64_t intermediate_size;
     Activation activation;
     bool gated;  // gate, up and down; else up and down alone
+
+    bool operator==(const LayerConfig&) const = default;
 };
 
 // The shapes and variants of a decoder of the Llama family.
@@ -24,6 +26,8 @@ struct ModelConfig {
     std::vector<float> rotary_frequencies;  // [head_dim / 2], radians per position
     double rotary_scaling;                  // multiplies cos and sin (yarn's attention factor)
     std::vector<LayerConfig> layers;
+
+    bool operator==(const ModelConfig&) const = default;
 };
 
 }  // namespace demiurgic

@@ -66,7 +66,7 @@ LogitEdits collect_edits(const std::vector<Sequence*>& sequences, int64_t vocab,
         }
     }
     if (index.empty()) return {};
-    return {on_device(index, at::kLong, device),      on_device(bias, at::kFloat, device),
+    return {on_device(index, at::kLong, device),       on_device(bias, at::kFloat, device),
             on_device(repetition, at::kFloat, device), on_device(frequency, at::kFloat, device),
             on_device(presence, at::kFloat, device),   on_device(banned, at::kBool, device)};
 }
@@ -127,9 +127,9 @@ std::vector<Sample> sample(const at::Tensor& logits, const std::vector<Sequence*
     at::Tensor processed_logprob = at::empty({num_rows}, temperature.options());
 
     Context context{device};
-    kernels.sample(context, {logits, edits, greedy, temperature, top_k, nucleus, typical, min_p, random, rows.most_top_k,
-                             rows.any_nucleus, rows.any_typical, rows.any_min_p, rows.any_sampled, rows.want_logprobs,
-                             token, logprob, processed_logprob});
+    kernels.sample(context, {logits, edits, greedy, temperature, top_k, nucleus, typical, min_p, random,
+                             rows.most_top_k, rows.any_nucleus, rows.any_typical, rows.any_min_p, rows.any_sampled,
+                             rows.want_logprobs, token, logprob, processed_logprob});
 
     token = token.to(at::kCPU);
     logprob = logprob.to(at::kCPU);

@@ -12,7 +12,8 @@ std::vector<Work> Scheduler::plan() {
     if (num_preemptions_ == preemptions_before) plan_waiting(plan);
     if (plan.empty() && drop_shared_prompts()) plan_waiting(plan);
     if (plan.empty() && !waiting_.empty()) {
-        throw NoRoom("A sequence of " + std::to_string(waiting_.front()->size()) + " tokens does not fit into a cache of " +
+        throw NoRoom("A sequence of " + std::to_string(waiting_.front()->size()) +
+                     " tokens does not fit into a cache of " +
                      std::to_string(blocks_.capacity() * blocks_.block_size()) + " tokens.");
     }
     return plan;
@@ -27,8 +28,8 @@ int64_t tokens_left(const Sequence& sequence) { return sequence.size() - sequenc
 void Scheduler::plan_running(std::vector<Work>& plan) {
     // Sequences past their prompt always run, one token each; prompts share what is left of the budget.
     const auto past_prompt = [](const Sequence* sequence) { return tokens_left(*sequence) == 1; };
-    int64_t budget = std::max<int64_t>(
-        1, max_step_tokens_ - std::count_if(running_.begin(), running_.end(), past_prompt));
+    int64_t budget =
+        std::max<int64_t>(1, max_step_tokens_ - std::count_if(running_.begin(), running_.end(), past_prompt));
     for (size_t i = 0; i < running_.size(); ++i) {  // preemption shortens running_ from behind
         Sequence& sequence = *running_[i];
         const int64_t left = tokens_left(sequence);
@@ -58,8 +59,7 @@ void Scheduler::plan_waiting(std::vector<Work>& plan) {
 bool Scheduler::may_start(const Sequence& sequence) const {
     if (sequence.call->num_running >= sequence.call->max_running) return false;
     const SharedPrompt* shared = sequence.shared_prompt.get();
-    const bool leader_is_under_way =
-        shared && shared->blocks.empty() && shared->leader && shared->leader != &sequence;
+    const bool leader_is_under_way = shared && shared->blocks.empty() && shared->leader && shared->leader != &sequence;
     return !leader_is_under_way;
 }
 

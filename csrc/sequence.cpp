@@ -7,12 +7,18 @@ namespace demiurgic {
 
 const char* name_of(FinishReason reason) {
     switch (reason) {
-        case FinishReason::none: return "none";
-        case FinishReason::eos: return "eos";
-        case FinishReason::stop: return "stop";
-        case FinishReason::length: return "length";
-        case FinishReason::error: return "error";
-        case FinishReason::cancelled: return "cancelled";
+        case FinishReason::none:
+            return "none";
+        case FinishReason::eos:
+            return "eos";
+        case FinishReason::stop:
+            return "stop";
+        case FinishReason::length:
+            return "length";
+        case FinishReason::error:
+            return "error";
+        case FinishReason::cancelled:
+            return "cancelled";
     }
     return "none";
 }

@@ -20,8 +20,7 @@ FinishReason reason_to_stop(const Sequence& sequence) {
 }
 
 bool end_is_forbidden(const Sequence& sequence) {
-    return sequence.size() < sequence.config->min_length ||
-           sequence.num_generated() < sequence.config->min_new_tokens;
+    return sequence.size() < sequence.config->min_length || sequence.num_generated() < sequence.config->min_new_tokens;
 }
 
 std::vector<int64_t> tokens_that_repeat_ngram(const Sequence& sequence) {

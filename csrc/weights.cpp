@@ -58,7 +58,7 @@ Weights::Weights(ModelConfig config, std::map<std::string, at::Tensor> parameter
     }
     norm = take("model.norm.weight", {hidden}, true);
     const bool tied = parameters_.find("lm_head.weight") == parameters_.end();
-    head.weight = tied ? embedding : take("lm_head.weight", {vocab, hidden}, false);
+    head = tied ? Linear{embedding, {}} : linear("lm_head", vocab, hidden);
 }
 
 at::Tensor Weights::take(const std::string& name, at::IntArrayRef shape, bool norm) const {
@@ -116,9 +116,7 @@ bool Weights::same_layout(const Weights& other) const {
             return false;
         }
     }
-    const ModelConfig &mine = config_, &theirs = other.config_;
-    return mine.rms_norm_eps == theirs.rms_norm_eps && mine.rotary_frequencies == theirs.rotary_frequencies &&
-           mine.rotary_scaling == theirs.rotary_scaling;
+    return config_ == other.config_;
 }
 
 std::string Weights::first_non_finite() const {

@@ -14,7 +14,7 @@ namespace demiurgic {
 struct LayerWeights {
     at::Tensor attention_norm;  // [H]
     Linear q, k, v, attention_out;
-    at::Tensor mlp_norm;  // [H]
+    at::Tensor mlp_norm;    // [H]
     Linear gate, up, down;  // gate has no weight where the MLP is not gated
 };
 

@@ -119,13 +119,8 @@ def _is_table(text: str) -> bool:
 
 
 def _indents_by_four(tree: ast.Module) -> bool:
-    bodies = [node.body[0] for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    return all(
-        first.col_offset in (4,) or first.lineno == node.lineno
-        for first, node in zip(
-            bodies, (n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)), strict=True
-        )
-    )
+    blocks = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return all(node.body[0].col_offset == 4 or node.body[0].lineno == node.lineno for node in blocks)
 
 
 def _shorten_docstrings(text: str, tree: ast.Module) -> str:

@@ -1,7 +1,19 @@
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+PRESENT = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test marked with a device that is not here is skipped, or fails where DEMIURGIC_REQUIRE names the device."""
+    for device, present in PRESENT.items():
+        if item.get_closest_marker(device) and not present():
+            if os.environ.get("DEMIURGIC_REQUIRE") == device:
+                pytest.fail(f"DEMIURGIC_REQUIRE={device}, but torch finds no such device")
+            pytest.skip(f"no {device} device")
 
 
 @pytest.fixture(autouse=True)

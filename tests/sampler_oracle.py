@@ -14,7 +14,14 @@ from demiurgic import GenerationConfig
 Floats = NDArray[np.float32]
 f32 = np.float32
 
-EXP_COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+EXP_COEFFICIENTS = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
 LOG_COEFFICIENTS = (
     *(7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1),
     *(-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
@@ -98,22 +105,22 @@ def without(logits: Floats, forbidden: NDArray[np.bool_]) -> Floats:
 
 def edited(logits: Floats, tokens: list[int], prompt_length: int, config: GenerationConfig) -> Floats:
     """Steps 1 to 5."""
-    l = logits.copy()  # noqa: E741
+    logits = logits.copy()
     for token, bias in (config.logit_bias or {}).items():
-        l[token] += f32(bias)
+        logits[token] += f32(bias)
     penalty = f32(config.repetition_penalty)
     for token in set(tokens[-(config.repetition_context_size or len(tokens)) :]):
-        l[token] = l[token] * penalty if l[token] < 0 else l[token] / penalty
+        logits[token] = logits[token] * penalty if logits[token] < 0 else logits[token] / penalty
     for token, count in Counter(tokens if config.penalize_prompt else tokens[prompt_length:]).items():
-        l[token] -= f32(config.frequency_penalty) * f32(count)
-        l[token] -= f32(config.presence_penalty)
+        logits[token] -= f32(config.frequency_penalty) * f32(count)
+        logits[token] -= f32(config.presence_penalty)
     banned = set(config.bad_token_ids or []) | set(repeating(tokens, config.no_repeat_ngram_size))
     if len(tokens) < config.min_length or len(tokens) - prompt_length < config.min_new_tokens:
         eos = config.eos_token_id
         banned |= {eos} if isinstance(eos, int) else set(eos or [])
         banned |= set(config.stop_token_ids or [])
-    l[list(banned)] = -np.inf
-    return l
+    logits[list(banned)] = -np.inf
+    return logits
 
 
 def repeating(tokens: list[int], n: int) -> list[int]:
@@ -126,21 +133,21 @@ def repeating(tokens: list[int], n: int) -> list[int]:
 
 def filtered(logits: Floats, config: GenerationConfig) -> Floats:
     """Steps 7 to 10."""
-    l = logits / f32(config.temperature)  # noqa: E741
-    if 0 < config.top_k < len(l):
-        l = without(l, l < np.sort(l)[-config.top_k])  # noqa: E741
+    logits = logits / f32(config.temperature)
+    if 0 < config.top_k < len(logits):
+        logits = without(logits, logits < np.sort(logits)[-config.top_k])
     p = config.top_p if config.typical_p is None else config.typical_p
     nucleus = int(np.floor(p * 2**NUCLEUS_BITS + 0.5))
     if nucleus < 2**NUCLEUS_BITS:
-        d = Distribution(l)
-        order = -l if config.typical_p is None else distance_from_entropy(d)
+        d = Distribution(logits)
+        order = -logits if config.typical_p is None else distance_from_entropy(d)
         ids = np.argsort(order, kind="stable")
         mass_before = np.cumsum(d.masses[ids]) - d.masses[ids]
         target = max(1, d.total * nucleus >> NUCLEUS_BITS)
-        l = without(l, np.isin(np.arange(len(l)), ids[mass_before < target], invert=True))  # noqa: E741
+        logits = without(logits, np.isin(np.arange(len(logits)), ids[mass_before < target], invert=True))
     if config.min_p > 0:
-        l = without(l, exp(l - l.max()) < f32(config.min_p))  # noqa: E741
-    return l
+        logits = without(logits, exp(logits - logits.max()) < f32(config.min_p))
+    return logits
 
 
 def distance_from_entropy(d: Distribution) -> Floats:
@@ -164,4 +171,4 @@ def next_token(logits: Any, tokens: list[int], prompt_length: int, config: Gener
         token = draw(Distribution(processed), philox(seed, len(tokens), stream=0))
     else:
         token = int(processed.argmax())
-    return Sample(token, *(Distribution(l).log_probabilities()[token] for l in (raw, processed)))
+    return Sample(token, *(Distribution(logits).log_probabilities()[token] for logits in (raw, processed)))

@@ -81,7 +81,7 @@ def make_trainer(data: Path, seed: int = 0) -> Any:
         vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
         num_attention_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
     )  # fmt: skip
-    settings = train_tiny.Settings(8, 3, 2, 2, 48, 5e-3, seed, bfloat16=False, compiled=False)
+    settings = train_tiny.Settings(8, 3, 2, 2, 48, 5e-3, 2e-3, seed, bfloat16=False, compiled=False)
     stream = train_tiny.DocumentStream(train_tiny.read_texts(data / "train.jsonl"), tokenizer, seed)
     return train_tiny.Trainer(demiurgic.DemiurgicForCausalLM(config), stream, settings)
 
@@ -150,7 +150,7 @@ RATES = [(0, 0.5), (1, 1.0), (4, 1.0), (5, 1.0), (6, 2 / 3), (7, 1 / 3)]
 
 @pytest.mark.parametrize(("step", "rate"), RATES)
 def test_learning_rate(step: int, rate: float) -> None:
-    settings = train_tiny.Settings(8, 3, 2, 2, 48, 5e-3, 0, bfloat16=False, compiled=False)
+    settings = train_tiny.Settings(8, 3, 2, 2, 48, 5e-3, 2e-3, 0, bfloat16=False, compiled=False)
     assert train_tiny.learning_rate(step, settings) == pytest.approx(rate)
 
 

@@ -41,12 +41,12 @@ struct EmbedArgs {
 
 // Norm, q/k/v products, rotary embedding; keys and values go to the cache.
 struct AttentionInArgs {
-    const at::Tensor& x;  // [N, H]
+    const at::Tensor& x;     // [N, H]
     const at::Tensor& norm;  // [H]
     double norm_eps;
-    const Linear& q;  // [heads * d, H]
-    const Linear& k;  // [kv_heads * d, H]
-    const Linear& v;  // [kv_heads * d, H]
+    const Linear& q;          // [heads * d, H]
+    const Linear& k;          // [kv_heads * d, H]
+    const Linear& v;          // [kv_heads * d, H]
     const at::Tensor& cos;    // [N, d / 2] float32
     const at::Tensor& sin;    // [N, d / 2] float32
     const at::Tensor& slots;  // [N] int64: block * block_size + offset
@@ -107,8 +107,8 @@ struct LogitEdits {
 
 // Off values: temperature 1, top_k V, nucleus 2^30, min_p 0.
 struct SampleArgs {
-    const at::Tensor& logits;    // [R, V] float32, as the model gave them
-    const LogitEdits& edits;     // index undefined: none
+    const at::Tensor& logits;       // [R, V] float32, as the model gave them
+    const LogitEdits& edits;        // index undefined: none
     const at::Tensor& greedy;       // [R] bool: the most likely token, lowest id on ties
     const at::Tensor& temperature;  // [R] float32
     const at::Tensor& top_k;        // [R] int64, 1 to V

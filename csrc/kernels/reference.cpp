@@ -62,21 +62,27 @@ void attention_in(Context&, const AttentionInArgs& args) {
 at::Tensor gather(const at::Tensor& cache, const at::Tensor& blocks, int64_t length) {
     const int64_t kv_heads = cache.size(1), block_size = cache.size(2), d = cache.size(3);
     const int64_t num_blocks = (length + block_size - 1) / block_size;
-    const at::Tensor gathered = cache.index_select(0, blocks.narrow(0, 0, num_blocks));  // [num, kv_heads, block_size, d]
+    const at::Tensor gathered =
+        cache.index_select(0, blocks.narrow(0, 0, num_blocks));  // [num, kv_heads, block_size, d]
     return gathered.transpose(0, 1).reshape({kv_heads, num_blocks * block_size, d}).narrow(1, 0, length).to(at::kFloat);
 }
 
 // Attention of n consecutive tokens, the last of which is at position `last`, over keys and values [kv_heads, L, d].
 // q [n, heads, d]; returns [n, heads, d] float32
-at::Tensor attend_piece(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values, int64_t last, double scale) {
+at::Tensor attend_piece(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values, int64_t last,
+                        double scale) {
     const int64_t n = q.size(0), heads = q.size(1), d = q.size(2), kv_heads = keys.size(0), length = last + 1;
     const int64_t group = heads / kv_heads;  // query heads that share a key head
-    const at::Tensor queries =
-        (q.to(at::kFloat) * scale).view({n, kv_heads, group, d}).permute({1, 2, 0, 3}).reshape({kv_heads, group * n, d});
-    at::Tensor scores = at::matmul(queries, keys.narrow(1, 0, length).transpose(1, 2)).view({kv_heads, group, n, length});
+    const at::Tensor queries = (q.to(at::kFloat) * scale)
+                                   .view({n, kv_heads, group, d})
+                                   .permute({1, 2, 0, 3})
+                                   .reshape({kv_heads, group * n, d});
+    at::Tensor scores =
+        at::matmul(queries, keys.narrow(1, 0, length).transpose(1, 2)).view({kv_heads, group, n, length});
     if (n > 1) {
         const at::Tensor position = at::arange(length, q.options().dtype(at::kLong));
-        const at::Tensor future = position.unsqueeze(0) > position.narrow(0, length - n, n).unsqueeze(1);  // [n, length]
+        const at::Tensor future =
+            position.unsqueeze(0) > position.narrow(0, length - n, n).unsqueeze(1);  // [n, length]
         scores = scores.masked_fill(future, -std::numeric_limits<float>::infinity());
     }
     const at::Tensor probabilities = at::softmax(scores, -1).view({kv_heads, group * n, length});
@@ -111,9 +117,12 @@ void attention_out(Context&, const AttentionOutArgs& args) {
 
 at::Tensor activate(const at::Tensor& x, Activation activation) {
     switch (activation) {
-        case Activation::silu: return at::silu(x);
-        case Activation::gelu: return at::gelu(x);
-        case Activation::relu: return at::relu(x);
+        case Activation::silu:
+            return at::silu(x);
+        case Activation::gelu:
+            return at::gelu(x);
+        case Activation::relu:
+            return at::relu(x);
     }
     return x;
 }
@@ -122,7 +131,8 @@ void mlp(Context&, const MlpArgs& args) {
     const at::Tensor x = rms_norm(args.x, args.norm, args.norm_eps);
     const at::Tensor up = product(args.up, x);
     const bool gated = args.gate.weight.defined();
-    const at::Tensor inner = gated ? activate(product(args.gate, x), args.activation) * up : activate(up, args.activation);
+    const at::Tensor inner =
+        gated ? activate(product(args.gate, x), args.activation) * up : activate(up, args.activation);
     args.x.add_(product(args.down, inner));
 }
 

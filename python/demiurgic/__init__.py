@@ -9,7 +9,7 @@ from demiurgic.build_check import check_build as _check_build
 if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
     _check_build()
     __version__ = _version("demiurgic")
-    from demiurgic._C import GenerationConfig
+    from demiurgic._C import GenerationConfig, options
     from demiurgic.config import (
         DemiurgicConfig,
         get_1b_config,
@@ -41,4 +41,5 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
         "GenerationOutput",
         "generate",
         "load",
+        "options",
     ]

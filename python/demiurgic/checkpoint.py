@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from demiurgic.config import DemiurgicConfig, rope_type_of
 from demiurgic.model import DemiurgicForCausalLM, DemiurgicPreTrainedModel, current_name
@@ -237,9 +238,20 @@ def _dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves parameters as they are: on meta, torch.nn.init would import torch._dynamo, which takes seconds."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        fills = function in (Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_)
+        if fills or getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
 def _on_meta(model_class: type[Model], config: DemiurgicConfig) -> Model:
     """The model without memory for its parameters."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialisation():
         return model_class(config)
 
 
@@ -306,8 +318,7 @@ def _pickled_tensors(file: Path) -> Iterable[tuple[str, Tensor]]:
         stored = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         raise RuntimeError(
-            f"{file} is refused: it is damaged or holds more than tensors, which could run code when loaded "
-            f"({_sentence(error)})."
+            f"{file} is refused: it is damaged or holds more than tensors, which could run code when loaded."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise RuntimeError(_unreadable(file, "PyTorch", error)) from error

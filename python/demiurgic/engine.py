@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+import operator
 import threading
-import warnings
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
 from demiurgic import _C
+from demiurgic.caller import warn_caller
 from demiurgic.live_weights import live_weights, unwrap
 from demiurgic.progress import ProgressBar
 from demiurgic.prompts import Prompts, read_prompts
@@ -73,8 +75,8 @@ def generate(
 ) -> Tensor | GenerationOutput:
     """Continues prompts with the weights that `model` has now.
 
-    The module is left as it is: its mode, hooks, gradients and the global random state (but one 64-bit draw from torch's
-    CPU generator if it samples and no seed is given). Several threads may generate on one model at the same time.
+    The module is left as it is: its mode, hooks, gradients and the global random state (but one 64-bit draw from
+    torch's CPU generator if it samples and no seed is given). Several threads may generate on one model at a time.
 
     Args:
         model: a DemiurgicForCausalLM, also inside DistributedDataParallel or torch.compile.
@@ -91,8 +93,8 @@ def generate(
         options: any option of GenerationConfig by name.
 
     Returns:
-        int64 [B * num_return_sequences, T + new] on the device of `input_ids` (of the model for lists), padded on the left,
-        so that `[:, T:]` is the completion of every row.
+        int64 [B * num_return_sequences, T + new] on the device of `input_ids` (of the model for lists), padded on the
+        left, so that `[:, T:]` is the completion of every row.
 
     Raises:
         TypeError: an unknown option (the nearest is named), a value of a wrong type, something that is not a model.
@@ -128,6 +130,7 @@ def generate(
 
 def merged(config: _C.GenerationConfig | None, options: dict[str, Any]) -> _C.GenerationConfig:
     """A copy of `config`, or of the defaults, with `options` on top."""
+    _check_names(options)
     if config is None:
         return _C.GenerationConfig(**options)
     if not isinstance(config, _C.GenerationConfig):
@@ -178,7 +181,7 @@ class Generation:
         self.seeds = request.seeds
         self._call = self._engine.add(request)
         self._device = self.prompts.device or next(module.parameters()).device
-        _warn_past_context(self.prompts.ids, config, module.config.max_position_embeddings)
+        _warn_past_context(self.prompts.ids, config, module.config)
 
     @property
     def num_rows(self) -> int:
@@ -210,7 +213,7 @@ class Generation:
         prompts = [self.prompts.ids[row // self.copies] for row in rows]
         width, new = self.prompts.width, max(lengths)
         sequences = torch.full((self.num_rows, width + new), self._pad, dtype=torch.int64, device="cpu")
-        for row, (prompt, completion) in enumerate(zip(prompts, completions)):
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             ids = torch.tensor(prompt + completion, dtype=torch.int64, device="cpu")
             sequences[row, width - len(prompt) : width + len(completion)] = ids
         timings = self._call.timings()
@@ -241,9 +244,7 @@ _engines: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[_C.Engine]] = wea
 _engines_lock = threading.Lock()
 
 
-def _engine_for(
-    module: nn.Module, weights: _C.Weights, cache_bytes: int | None, max_step_tokens: int
-) -> _C.Engine:
+def _engine_for(module: nn.Module, weights: _C.Weights, cache_bytes: int | None, max_step_tokens: int) -> _C.Engine:
     with _engines_lock:
         engines = _engines.setdefault(module, weakref.WeakSet())
         for engine in engines:
@@ -254,16 +255,36 @@ def _engine_for(
         return engine
 
 
+# Keywords of generate that are no options of GenerationConfig.
+_KEYWORDS = (
+    "attention_mask",
+    "generation_config",
+    "return_dict_in_generate",
+    "max_running",
+    "cache_bytes",
+    "max_step_tokens",
+)
+
+
+def _check_names(options: dict[str, Any]) -> None:
+    """Refuses a misspelt keyword of generate; GenerationConfig does it for misspelt options."""
+    known = [option["name"] for option in _C.options()]
+    for name in options:
+        nearest = difflib.get_close_matches(name, [*known, *_KEYWORDS], n=1)
+        if name not in known and nearest and nearest[0] in _KEYWORDS:
+            raise TypeError(f"generate has no keyword '{name}'; did you mean '{nearest[0]}'?")
+
+
 def _check_flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}, but must be True or False.")
 
 
 def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise TypeError(f"{name} is {value!r}, but must be an integer.")
-    if value < 1:
-        raise ValueError(f"{name} is {value}, but must be 1 or more.")
+    if not 1 <= operator.index(value) < 2**63:
+        raise ValueError(f"{name} is {value}, but must be 1 or more and fit 64 bits.")
 
 
 def _samples(config: _C.GenerationConfig) -> bool:
@@ -277,8 +298,13 @@ def _as_list(ids: int | list[int] | None) -> list[int]:
 
 
 def _resolved(config: _C.GenerationConfig, model_config: Any) -> _C.GenerationConfig:
-    """The config with the model's ids where it names none."""
-    given = {}
+    """The config with the model's ids where it names none; IndexError for ids that the model does not have."""
+    for name, ids in (("eos_token_id", _as_list(config.eos_token_id)), ("pad_token_id", _as_list(config.pad_token_id))):
+        if any(token >= model_config.vocab_size for token in ids):
+            raise IndexError(
+                f"{name} is {getattr(config, name)}, but the vocabulary has the ids 0 to {model_config.vocab_size - 1}."
+            )
+    given: dict[str, Any] = {}
     if config.eos_token_id is None:
         given["eos_token_id"] = _as_list(model_config.eos_token_id)
     if config.pad_token_id is None:
@@ -319,12 +345,11 @@ def _seeds(config: _C.GenerationConfig, num_prompts: int, drawn: int) -> list[in
     )
 
 
-def _warn_past_context(prompts: list[list[int]], config: _C.GenerationConfig, context: int) -> None:
-    longest = max(len(prompt) for prompt in prompts)
-    limit = config.max_length if config.max_length is not None else longest + config.max_new_tokens
+def _warn_past_context(prompts: list[list[int]], config: _C.GenerationConfig, model_config: Any) -> None:
+    longest, context = max(len(prompt) for prompt in prompts), model_config.max_position_embeddings
+    limit = config.max_length if config.max_length is not None else longest + (config.max_new_tokens or 0)
     if longest < limit and limit > context:
-        warnings.warn(
-            f"Rows may grow to {limit} tokens, but max_position_embeddings is {context}: rotary angles go on past what the "
-            "model was trained on.",
-            stacklevel=5,
+        warn_caller(
+            f"Rows may grow to {limit} tokens, but max_position_embeddings is {context}: rotary angles go on past "
+            "what the model was trained on."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,36 +60,41 @@ def live_weights(model: nn.Module) -> _C.Weights:
             another class than ours; parameters are sharded, on several devices, on the meta device, of dtypes that
             cannot be mixed, or of shapes that do not fit the config. The message names the part.
     """
-    _refuse_changed_forward(model)
     parameters = {
         name.replace(f"{_COMPILED}.", ""): parameter
         for name, parameter in model.named_parameters(remove_duplicate=False)
     }
     for name, parameter in parameters.items():
-        _refuse_sharded(name, parameter)
-    return _C.Weights(model_config(model), parameters)  # type: ignore[arg-type]
+        _refuse_sharded(name, parameter)  # before the hooks and classes with which sharding works, to name the cause
+    _refuse_changed_forward(model)
+    return _C.Weights(model_config(model), parameters)
 
 
 def model_config(model: nn.Module) -> _C.ModelConfig:
     """The engine's description of the decoder of `model`."""
     config: DemiurgicConfig = model.config  # type: ignore[assignment]
+    decoder: Any = model.model
     frequencies, scaling = rotary_frequencies(config)
-    activation = {"swiglu": "silu", "swish": "silu"}.get(config.activation_function, config.activation_function)
-    layer = _C.LayerConfig(
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        intermediate_size=config.intermediate_size,
-        activation=activation,
-        gated=config.activation_function == "swiglu",
-    )
     return _C.ModelConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
-        rms_norm_eps=model.model.norm.eps,  # type: ignore[union-attr,arg-type]  # the norms keep what they were built with
+        rms_norm_eps=decoder.norm.eps,
         rotary_frequencies=frequencies.tolist(),
         rotary_scaling=scaling,
-        layers=[layer] * config.num_hidden_layers,
+        layers=[_layer_config(layer, config) for layer in decoder.layers],
+    )
+
+
+def _layer_config(layer: Any, config: DemiurgicConfig) -> _C.LayerConfig:
+    # Where a layer keeps what it was built with, that counts, as it does in forward; not what config has become.
+    activation: str = layer.mlp.activation
+    return _C.LayerConfig(
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.kv_heads,
+        head_dim=layer.self_attn.head_dim,
+        intermediate_size=config.intermediate_size,
+        activation={"swiglu": "silu", "swish": "silu"}.get(activation, activation),
+        gated=activation == "swiglu",
     )
 
 
@@ -108,12 +114,13 @@ def _refuse_changed_forward(model: nn.Module) -> None:
     for name, module in _inner_modules(model):
         if type(module).__module__ != _OUR_MODULE and type(module) not in _TORCH_CLASSES:
             raise ValueError(
-                f"{name} is a {type(module).__name__}, which generate does not know: it would compute something else. "
+                f"{name} is of class {type(module).__name__}, which generate does not know: it would compute something else. "
                 "Merge adapters, remove parametrizations and undo quantization first."
             )
         if module._forward_hooks or module._forward_pre_hooks:
             raise ValueError(f"{name} has a forward hook, which generate would not run; remove it first.")
-        if "forward" in vars(module):
+        changed = not type(module).forward.__module__.startswith((_OUR_MODULE, "torch.nn.modules."))
+        if changed or "forward" in vars(module):
             raise ValueError(f"The forward of {name} was replaced, and generate would not run it; restore it first.")
 
 

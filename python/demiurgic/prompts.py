@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from demiurgic.caller import warn_caller
 
 
 class Prompts(NamedTuple):
@@ -32,16 +33,16 @@ def read_prompts(
     """
     rows, device = _rows(input_ids)
     if attention_mask is not None:
-        kept = [_kept_by_mask(i, mask, row) for i, (row, mask) in enumerate(zip(rows, _mask(attention_mask, rows)))]
+        masks = _mask(attention_mask, rows)
+        kept = [_kept_by_mask(i, mask, row) for i, (row, mask) in enumerate(zip(rows, masks, strict=True))]
     elif pad_token_id is not None and pad_token_id not in special_ids:
         kept = [_without_edges(row, pad_token_id) for row in rows]
     else:
         kept = rows
         if len(rows) > 1 and any(row and pad_token_id in (row[0], row[-1]) for row in rows):
-            warnings.warn(
+            warn_caller(
                 f"Rows of input_ids begin or end in the id {pad_token_id}, which is the padding's and BOS or EOS as "
-                "well. They are taken as tokens; pass attention_mask to say which are padding.",
-                stacklevel=4,
+                "well. They are taken as tokens; pass attention_mask to say which are padding."
             )
     return Prompts(kept, max(len(row) for row in rows), device)
 
@@ -51,33 +52,37 @@ def _rows(input_ids: Any) -> tuple[list[list[int]], torch.device | None]:
     if isinstance(input_ids, (list, tuple)):
         if not input_ids:
             raise ValueError("input_ids is empty; give at least one prompt.")
-        if any(isinstance(row, (list, tuple, Tensor)) or hasattr(row, "__array__") for row in input_ids):
+        if any(isinstance(row, (list, tuple)) or getattr(row, "ndim", 0) for row in input_ids):
             return [_one_row(i, row) for i, row in enumerate(input_ids)], None
         return [_one_row(0, input_ids)], None
-    try:
-        ids = torch.as_tensor(input_ids)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            f"input_ids is a {type(input_ids).__name__}; give a tensor of integers [B, T], or a list of ids or prompts."
-        ) from None
+    ids = _as_tensor("input_ids", input_ids, "a tensor of integers [B, T], or a list of ids or prompts")
     _check_integers(ids)
     if ids.dim() not in (1, 2) or ids.numel() == 0:
         raise ValueError(f"input_ids has the shape {list(ids.shape)}; give [B, T] or [T] with at least one token.")
     device = ids.device if isinstance(input_ids, Tensor) else None
-    return torch.atleast_2d(ids).tolist(), device
+    return (ids if ids.dim() == 2 else ids[None]).tolist(), device
 
 
 def _one_row(index: int, row: Any) -> list[int]:
-    if len(row) == 0:
-        return []  # refused by the engine, which names the row
-    try:
-        ids = torch.as_tensor(row)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"Row {index} of input_ids is {row!r}; give integers.") from None
-    _check_integers(ids)
+    ids = _as_tensor(f"Row {index} of input_ids", row, "integers")
     if ids.dim() != 1:
         raise ValueError(f"Row {index} of input_ids has the shape {list(ids.shape)}; give one list of ids a prompt.")
+    if ids.numel() == 0:
+        return []  # refused by the engine, which names the row
+    _check_integers(ids)
     return ids.tolist()
+
+
+def _as_tensor(name: str, values: Any, expected: str) -> Tensor:
+    """`values` if they are a tensor, else one on the CPU, whatever the default device is."""
+    if isinstance(values, Tensor):
+        return values
+    try:
+        return torch.as_tensor(values, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} is of type {type(values).__name__} and no tensor can be made of it ({error}); give {expected}."
+        ) from None
 
 
 def _check_integers(ids: Tensor) -> None:
@@ -88,7 +93,15 @@ def _check_integers(ids: Tensor) -> None:
 
 
 def _mask(attention_mask: Any, rows: list[list[int]]) -> list[list[float]]:
-    mask = torch.atleast_2d(torch.as_tensor(attention_mask))
+    if (
+        isinstance(attention_mask, (list, tuple))
+        and len({len(m) for m in attention_mask if isinstance(m, (list, tuple))}) > 1
+    ):
+        raise ValueError("attention_mask has rows of several lengths; lists of unequal prompts need no mask.")
+    mask = _as_tensor("attention_mask", attention_mask, "a tensor [B, T] of zeros and ones")
+    mask = mask[None] if mask.dim() == 1 else mask
+    if mask.is_meta:
+        raise ValueError("attention_mask is on the meta device and holds no numbers.")
     widths = {len(row) for row in rows}
     if len(widths) > 1 or list(mask.shape) != [len(rows), *widths]:
         shape = [len(rows), *widths] if len(widths) == 1 else "prompts of several lengths"
@@ -98,7 +111,8 @@ def _mask(attention_mask: Any, rows: list[list[int]]) -> list[list[float]]:
         )
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError("attention_mask must hold 1 where a token counts and 0 where it is padding, nothing else.")
-    return mask.tolist()
+    values: list[list[float]] = mask.tolist()
+    return values
 
 
 def _kept_by_mask(index: int, mask: list[float], row: list[int]) -> list[int]:

@@ -1,0 +1,187 @@
+# Written by hand; tests/test_stub.py compares it with the module that csrc/bindings.cpp makes.
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypedDict, final
+
+from torch import Tensor
+from typing_extensions import Self, Unpack
+
+# Keywords of a GenerationConfig; all may be left out.
+class _AllButMaxNewTokens(TypedDict, total=False):
+    max_length: int | None
+    min_length: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    typical_p: float | None
+    do_sample: bool
+    repetition_penalty: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    num_return_sequences: int
+    pad_token_id: int | None
+    eos_token_id: int | list[int] | None
+    min_new_tokens: int | None
+    min_p: float | None
+    repetition_context_size: int | None
+    penalize_prompt: bool
+    no_repeat_ngram_size: int | None
+    logit_bias: dict[int, float] | None
+    bad_token_ids: list[int] | None
+    stop_token_ids: list[int] | None
+    seed: int | list[int] | None
+    use_cache: bool
+
+class _Options(_AllButMaxNewTokens, total=False):
+    max_new_tokens: int | None
+
+class GenerationConfig:
+    """The options of a generation; `demiurgic.options()` gives each one's meaning, default and range.
+
+    Raises:
+        TypeError: an unknown option (the nearest is named), or a value of a wrong type.
+        ValueError: a value out of range, or options that contradict each other.
+    """
+
+    max_new_tokens: int | None
+    max_length: int | None
+    min_length: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    typical_p: float | None
+    do_sample: bool
+    repetition_penalty: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    num_return_sequences: int
+    pad_token_id: int | None
+    eos_token_id: int | list[int] | None
+    min_new_tokens: int | None
+    min_p: float | None
+    repetition_context_size: int | None
+    penalize_prompt: bool
+    no_repeat_ngram_size: int | None
+    logit_bias: dict[int, float] | None
+    bad_token_ids: list[int] | None
+    stop_token_ids: list[int] | None
+    seed: int | list[int] | None
+    use_cache: bool
+
+    def __init__(self, **options: Unpack[_Options]) -> None: ...
+    def __eq__(self, other: object) -> bool: ...
+    __hash__: ClassVar[None]  # type: ignore[assignment]  # it can be changed
+    @classmethod
+    def greedy(cls, max_new_tokens: int | None = None, **overrides: Unpack[_AllButMaxNewTokens]) -> Self: ...
+    @classmethod
+    def balanced_code(cls, max_new_tokens: int | None = None, **overrides: Unpack[_AllButMaxNewTokens]) -> Self: ...
+    @classmethod
+    def precise_code(cls, max_new_tokens: int | None = None, **overrides: Unpack[_AllButMaxNewTokens]) -> Self: ...
+    @classmethod
+    def creative_code(cls, max_new_tokens: int | None = None, **overrides: Unpack[_AllButMaxNewTokens]) -> Self: ...
+    @classmethod
+    def natural_text(cls, max_new_tokens: int | None = None, **overrides: Unpack[_AllButMaxNewTokens]) -> Self: ...
+    @classmethod
+    def completion_fim(cls, max_new_tokens: int | None = None, **overrides: Unpack[_AllButMaxNewTokens]) -> Self: ...
+    def replace(self, **options: Unpack[_Options]) -> GenerationConfig:
+        """A copy with the given options changed."""
+    def validate(self) -> None:
+        """Raises ValueError where two options contradict each other."""
+    def to_dict(self) -> dict[str, Any]:
+        """Keywords for generate: always the same fourteen, then the others that differ from their defaults."""
+    @staticmethod
+    def from_dict(options: dict[str, Any]) -> GenerationConfig:
+        """The inverse of to_dict; missing options take their defaults."""
+    def to_json(self) -> str: ...
+    @staticmethod
+    def from_json(text: str) -> GenerationConfig:
+        """The inverse of to_json."""
+
+def options() -> list[dict[str, Any]]:
+    """Every option: name, type, default, range and doc, from the one table in the core."""
+
+def presets() -> dict[str, str]:
+    """The presets of GenerationConfig and what each is for."""
+
+def derive_seed(seed: int, i: int) -> int:
+    """The 64-bit seed of the i-th of the rows that share `seed`; the 0-th has `seed` itself."""
+
+def kernels_info(device: str) -> dict[str, str]:
+    """Which implementation serves each entry of the kernel table on a device."""
+
+class LayerConfig:
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        intermediate_size: int,
+        activation: str,
+        gated: bool,
+    ) -> None:
+        """The shapes and variants of one decoder layer; `activation` is silu, gelu or relu."""
+
+class ModelConfig:
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        hidden_size: int,
+        rms_norm_eps: float,
+        rotary_frequencies: Sequence[float],
+        rotary_scaling: float,
+        layers: Sequence[LayerConfig],
+    ) -> None:
+        """The shapes and variants of a decoder; `rotary_frequencies` [head_dim / 2] in radians per position."""
+
+class Weights:
+    def __init__(self, config: ModelConfig, parameters: Mapping[str, Tensor]) -> None:
+        """References to the live parameters by Hugging Face's names of Llama, never copies."""
+
+class Request:
+    seeds: list[int]
+    def __init__(
+        self,
+        *,
+        prompts: Sequence[Sequence[int]],
+        config: GenerationConfig,
+        seeds: Sequence[int],
+        max_running: int,
+        want_logprobs: bool,
+    ) -> None:
+        """What a call asks for; one seed a row, 0 to 2**64 - 1."""
+
+@final
+class Call:
+    """The rows of one call of generate, under way or finished; Engine.add makes it."""
+
+    @property
+    def num_rows(self) -> int: ...
+    def advance(self) -> bool:
+        """Runs steps, or waits for another thread's, until the call has got on; False once it is finished."""
+    def cancel(self) -> None:
+        """Ends the unfinished rows and frees their cache."""
+    def tokens(self, row: int, start: int = 0) -> list[int]:
+        """The generated ids of a row from the start-th on."""
+    def finish_reason(self, row: int) -> str:
+        """none | eos | stop | length | error | cancelled"""
+    def error(self, row: int) -> str:
+        """The message where the finish reason is error, else an empty string."""
+    def logprobs(self, row: int) -> list[float]:
+        """Natural logs of the generated ids' probabilities by the model; empty unless they were asked for."""
+    def processed_logprobs(self, row: int) -> list[float]:
+        """The same by what the options left of the distribution."""
+    def timings(self) -> dict[str, float]:
+        """Seconds in steps with prompt tokens of this call (prefill) and in its other steps (decode)."""
+
+class Engine:
+    def __init__(self, weights: Weights, cache_bytes: int | None, max_step_tokens: int) -> None:
+        """Generates for all calls that are under way on one model."""
+    def check(self, request: Request) -> None:
+        """Raises what add would raise for a bad request or for want of room."""
+    def add(self, request: Request) -> Call:
+        """Adds every prompt num_return_sequences times; nothing is computed before the call is advanced."""
+    def serves(self, weights: Weights, cache_bytes: int | None, max_step_tokens: int) -> bool:
+        """Whether calls on these live tensors, with these limits, can share this engine."""
+    def counters(self) -> dict[str, int]:
+        """Steps, computed tokens, preemptions, used blocks and bytes of the cache so far."""

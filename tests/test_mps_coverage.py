@@ -1,0 +1,194 @@
+"""Every operation of the reference path has a kernel on MPS, where no machine with MPS is at hand to try."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import tiny_model
+from mps_coverage import Call, KernelTable, names, problems, record
+
+from demiurgic import _C, DemiurgicForCausalLM, GenerationConfig
+from demiurgic.live_weights import live_weights
+
+SOURCES = Path(__file__).parents[1] / "csrc"
+TABLE = KernelTable()
+
+# Together they set every option. Those of a call run in one batch, so that its rows differ in what is on.
+# fmt: off
+MANY: dict[str, Any] = {
+    "temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "do_sample": True, "seed": 3,
+    "repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": 0.1, "penalize_prompt": False,
+    "repetition_context_size": 5, "no_repeat_ngram_size": 2, "logit_bias": {1: 2.0, 5: -1.0}, "bad_token_ids": [3],
+    "eos_token_id": 7, "stop_token_ids": [8], "pad_token_id": 0, "min_new_tokens": 2, "min_length": 17,
+    "max_new_tokens": 3, "max_length": 19, "num_return_sequences": 2,
+}
+# fmt: on
+CALLS: list[dict[str, Any]] = [
+    MANY,
+    {"max_new_tokens": 2, "typical_p": 0.5, "use_cache": False},
+    {"max_new_tokens": 2, "do_sample": False},
+    {"max_new_tokens": 1, "bad_token_ids": list(range(97))},  # nothing is allowed
+]
+PROMPTS = [list(range(10, 28)), [4, 5] * 7]  # more than a block of the cache, and less
+CACHE_OF_4_BLOCKS = 4 * 2 * 2 * 16 * 2 * 8 * 4  # layers, keys and values, positions, heads, head_dim, bytes
+
+
+def request(prompts: list[list[int]], **options: Any) -> _C.Request:
+    config = GenerationConfig(**({"eos_token_id": []} | options))
+    seeds = list(range(len(prompts) * config.num_return_sequences))
+    return _C.Request(prompts=prompts, config=config, seeds=seeds, max_running=8, want_logprobs=True)
+
+
+def finish(*calls: _C.Call) -> list[str]:
+    """Runs the calls to their ends; why each row ended."""
+    while any(call.advance() for call in calls):
+        pass
+    return [call.finish_reason(row) for call in calls for row in range(call.num_rows)]
+
+
+def all_options(engine: _C.Engine) -> None:
+    calls = [engine.add(request(PROMPTS, **options)) for options in CALLS]  # each makes the cache grow
+    assert finish(*calls)[-2:] == ["error"] * 2
+
+
+def three_tokens(engine: _C.Engine) -> None:
+    assert finish(engine.add(request(PROMPTS, max_new_tokens=3))) == ["length"] * 2
+
+
+def preempted(engine: _C.Engine) -> None:
+    assert finish(engine.add(request([[1] * 15, [2] * 15, [3] * 15], max_new_tokens=6))) == ["length"] * 3
+    assert engine.counters()["num_preemptions"] > 0
+
+
+def not_finite(engine: _C.Engine) -> None:
+    assert finish(engine.add(request([[1]], max_new_tokens=1))) == ["error"]
+
+
+def mixed(model: DemiurgicForCausalLM) -> DemiurgicForCausalLM:
+    model.to(torch.bfloat16)
+    for name, module in model.named_modules():
+        if name.endswith("norm"):
+            module.float()
+    return model
+
+
+def with_nan(model: DemiurgicForCausalLM) -> DemiurgicForCausalLM:
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.nan
+    return model
+
+
+BIASED = {"attention_bias": True, "mlp_bias": True}
+# model, most bytes of its cache, what runs on it
+RECORDED: dict[str, tuple[Callable[[], DemiurgicForCausalLM], int | None, Callable[[_C.Engine], None]]] = {
+    "float32, gated, grouped-query": (tiny_model, None, all_options),
+    "float32, gelu, biased, tied": (
+        lambda: tiny_model(activation_function="gelu", tie_word_embeddings=True, **BIASED),
+        None,
+        three_tokens,
+    ),
+    "bfloat16, relu, biased": (
+        lambda: tiny_model(activation_function="relu", **BIASED).to(torch.bfloat16),
+        None,
+        three_tokens,
+    ),
+    "bfloat16, gated, norms in float32": (lambda: mixed(tiny_model(**BIASED)), None, three_tokens),
+    "float16, silu": (lambda: tiny_model(activation_function="silu").to(torch.float16), None, three_tokens),
+    "preempted": (tiny_model, CACHE_OF_4_BLOCKS, preempted),
+    "a parameter with NaN": (lambda: with_nan(tiny_model()), None, not_finite),
+}
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, list[Call]]:
+    """By model, the operations of the engine: from the first call to the last token."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DEMIURGIC_KERNELS", "reference")
+        calls = {}
+        for name, (model, cache_bytes, run) in RECORDED.items():
+            engine = _C.Engine(live_weights(model()), cache_bytes, 16)  # prompts go in chunks of 16
+            calls[name] = record(lambda engine=engine, run=run: run(engine))
+        return calls
+
+
+def every_call(recorded: dict[str, list[Call]]) -> list[Call]:
+    return list(chain.from_iterable(recorded.values()))
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_every_operation_of_the_engine_has_a_kernel_on_mps(recorded, name):
+    assert not problems(recorded[name], TABLE)
+
+
+def test_every_option_is_on_in_some_call():
+    assert set().union(*CALLS) == {option["name"] for option in _C.options()}
+
+
+def test_every_operation_that_the_sources_name_is_recorded(recorded):
+    files = [*SOURCES.glob("*.cpp"), *(SOURCES / "kernels").glob("*.cpp")]
+    included = {name for file in files for name in re.findall(r"#include <ATen/ops/(\w+)\.h>", file.read_text())}
+    assert len(included) > 20
+    run = {name.split(".")[0] for name in names(every_call(recorded))}
+    assert included - {"from_blob"} <= run  # from_blob is no operation: it puts a tensor around memory
+
+
+def test_what_only_another_device_does_is_recorded_too(recorded):
+    # `tensor.to(device)` does nothing on the CPU; elsewhere it is this, which conversions between dtypes call as well.
+    assert "_to_copy" in names(every_call(recorded))
+
+
+@pytest.mark.parametrize("kernel", ["bmm.out", "cumsum.out", "sort.values_stable", "_index_put_impl_", "empty_strided"])
+def test_an_operation_of_the_engine_would_be_missed(recorded, kernel):
+    table = deepcopy(TABLE)
+    table.entries[kernel]["dispatch"] = {"CPU, CUDA": kernel}
+    found = problems(every_call(recorded), table)
+    users = {kernel, *(name for name, entry in table.entries.items() if entry.get("structured_delegate") == kernel)}
+    assert found and all(problem.removesuffix(" has no kernel for MPS").split(" > ")[-1] in users for problem in found)
+
+
+x = torch.linspace(0.1, 0.9, 4)
+PARTS = torch.tensor([2, 2])
+
+
+# what is run, the operation that MPS lacks if it is one, what is said of it
+PLANTED: list[tuple[Callable[[], object], str | None, str]] = [
+    (lambda: torch.segment_reduce(x, "sum", lengths=PARTS), "segment_reduce", "segment_reduce has no kernel for MPS"),
+    (lambda: torch.heaviside(x, x), "heaviside.out", "heaviside has no kernel for MPS"),  # structured
+    (lambda: torch.frexp(x), "frexp.Tensor_out", "frexp.Tensor > frexp.Tensor_out has no kernel for MPS"),
+    (lambda: torch.matrix_exp(x.view(2, 2)), "linalg_matrix_exp", "> linalg_matrix_exp has no kernel for MPS"),
+    (lambda: torch.ops._test.leaky_relu(x), None, "_test::leaky_relu has no kernel for MPS"),  # not of ATen
+    (lambda: x.double(), None, "to.dtype > _to_copy has a tensor of double, which MPS lacks"),
+    (lambda: torch.zeros((), dtype=torch.float64), None, "zeros has a tensor of double, which MPS lacks"),
+    (lambda: torch.empty(2, dtype=torch.complex128), None, "a tensor of c10::complex<double>, which MPS lacks"),
+    (lambda: x.clone().detach_(), None, "detach_ is a composite that calls nothing; find out"),
+]
+
+
+@pytest.mark.parametrize(
+    ("run", "lacked", "problem"), PLANTED, ids=[problem.split(" has")[0] for *_, problem in PLANTED]
+)
+def test_a_planted_operation_is_found(run, lacked, problem):
+    if lacked and TABLE.has_mps(lacked):
+        pytest.skip(f"this torch has {lacked} on MPS")
+    assert any(problem in found for found in problems(record(run), TABLE))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda: x * 0.5 + 1,  # a number is a float64 tensor to the kernel
+        lambda: x.view(2, 2).t().reshape(4).to(torch.bfloat16),
+        lambda: torch.nn.functional.linear(x.view(2, 2), x.view(2, 2)),
+        lambda: torch.stack([x, x]).logsumexp(0),
+    ],
+)
+def test_what_runs_on_mps_passes(run):
+    calls = record(run)
+    assert calls and not problems(calls, TABLE)
