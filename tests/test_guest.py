@@ -213,7 +213,7 @@ CHANGES = {
     "forward hook": (lambda m: m.model.layers[1].mlp.register_forward_hook(print), "layers.1.mlp has a forward hook"),
     "pre-hook": (lambda m: m.lm_head.register_forward_pre_hook(print), "lm_head has a forward hook"),
     "hook on the decoder": (lambda m: m.model.register_forward_hook(print), "model has a forward hook"),
-    "weight norm": (lambda m: nn.utils.parametrizations.weight_norm(m.lm_head), "lm_head is of class ParametrizedLinear"),
+    "weight norm": (lambda m: nn.utils.parametrizations.weight_norm(m.lm_head), "lm_head is of class Parametrized"),
     "parametrization": (
         lambda m: nn.utils.parametrize.register_parametrization(m.model.norm, "weight", nn.Identity()),
         "model.norm is a ParametrizedRMSNorm"),

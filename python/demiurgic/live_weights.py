@@ -114,8 +114,8 @@ def _refuse_changed_forward(model: nn.Module) -> None:
     for name, module in _inner_modules(model):
         if type(module).__module__ != _OUR_MODULE and type(module) not in _TORCH_CLASSES:
             raise ValueError(
-                f"{name} is of class {type(module).__name__}, which generate does not know: it would compute something else. "
-                "Merge adapters, remove parametrizations and undo quantization first."
+                f"{name} is of class {type(module).__name__}, which generate does not know: it would compute something "
+                "else. Merge adapters, remove parametrizations and undo quantization first."
             )
         if module._forward_hooks or module._forward_pre_hooks:
             raise ValueError(f"{name} has a forward hook, which generate would not run; remove it first.")
