@@ -4,6 +4,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# The tests' models are so small that a team of threads costs far more than it brings, above all on a busy machine.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
+
 PRESENT = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
 
 

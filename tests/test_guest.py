@@ -119,6 +119,23 @@ def test_parameters_made_in_inference_mode(mode):
         assert completions(model) == completions(tiny_model())
 
 
+@pytest.mark.parametrize("first", MODES)
+def test_calls_in_different_modes_share_an_engine(first):
+    model, config = tiny_model(), GenerationConfig(seed=0, max_new_tokens=20)
+    expected = generate(model, PROMPTS, generation_config=config)
+    with MODES[first]():
+        one = Generation(model, PROMPTS, config=config)
+        one.advance()
+    other = Generation(model, PROMPTS, config=config)
+    assert one._engine is other._engine
+    while other.advance():
+        pass
+    with MODES[first]():
+        while one.advance():
+            pass
+    assert torch.equal(one.result().sequences, expected) and torch.equal(other.result().sequences, expected)
+
+
 def test_training_mode_is_kept_and_dropout_not_applied():
     dropout = {"attention_dropout": 0.5, "hidden_dropout": 0.5, "embedding_dropout": 0.5}
     model, expected = tiny_model(**dropout).train(), completions(tiny_model())
@@ -508,11 +525,12 @@ def in_threads(*works):
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    threads = [threading.Thread(target=run, args=(work,), daemon=True) for work in works]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(timeout=300)
+    assert not any(thread.is_alive() for thread in threads), "a call does not end"
     if errors:
         raise errors[0]
 
@@ -580,7 +598,7 @@ def test_trouble_in_one_thread_is_its_own():
 
 
 INTERRUPT = """
-import os, signal, threading, time
+import linecache, os, signal, sys, threading, time
 from models import tiny_model
 from plain_loop import prompts_without_ties
 from demiurgic import engine, generate
@@ -636,9 +654,37 @@ counters = pressed[0][0].counters()
 assert counters["num_steps"] == counters["num_computed_tokens"] == counters["num_used_blocks"] == 0, counters
 assert len(generate(model, [1], seed=0, max_new_tokens=3)[0]) == 4
 """
+# The same step, run by another thread; the main one waits for its end to add its rows.
+WHILE_ADDING = """
+model = tiny_model(num_hidden_layers=40, initializer_range=0.02, max_position_embeddings=10**6)
+results = []
+step = lambda: results.append(generate(model, [1] * 1500, seed=0, max_step_tokens=1500, max_new_tokens=2))
+thread = threading.Thread(target=step)
+thread.start()
+while not any(running.counters()["num_used_blocks"] for running in list(engine._engines.get(model, ()))):
+    time.sleep(0.001)
+
+def main_thread_adds(counters):
+    frame = sys._current_frames()[threading.main_thread().ident]
+    return "_engine.add(" in linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+
+pressed = interrupt_when(model, main_thread_adds)
+try:
+    generate(model, [1], seed=0, max_step_tokens=1500)
+except KeyboardInterrupt:
+    print(time.monotonic() - pressed[0][1])
+assert results == []
+thread.join()
+assert len(results) == 1
+assert len(generate(model, [1], seed=0, max_new_tokens=3)[0]) == 4
+"""
 
 
-@pytest.mark.parametrize("script", [BETWEEN_STEPS, BETWEEN_LAYERS], ids=["between steps", "between layers"])
+@pytest.mark.parametrize(
+    "script",
+    [BETWEEN_STEPS, BETWEEN_LAYERS, WHILE_ADDING],
+    ids=["between steps", "between layers", "while adding"],
+)
 def test_ctrl_c(script):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     ran = subprocess.run(

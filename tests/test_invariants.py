@@ -140,6 +140,19 @@ def test_chunks_of_a_prompt_as_the_whole(max_step_tokens, use_cache, options):
     assert many_steps["num_steps"] > few_steps["num_steps"]
 
 
+@pytest.mark.parametrize("max_step_tokens", [6, 16, 50])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_step_computes_at_most_max_step_tokens(use_cache, max_step_tokens):
+    config = GenerationConfig(seed=0, max_new_tokens=5, use_cache=use_cache)
+    with Generation(tiny_model(), PROMPTS, config=config, max_step_tokens=max_step_tokens) as generation:
+        done, most, under_way = 0, 0, True
+        while under_way:
+            under_way = generation.advance()
+            done, before = generation._engine.counters()["num_computed_tokens"], done
+            most = max(most, done - before)
+    assert most == max_step_tokens
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 def test_copies_as_separate_calls_with_their_seeds(options):
     model, options = tiny_model(), OPTIONS[options]
@@ -263,6 +276,20 @@ def test_every_form_of_ids_gives_the_same(ids):
     masked = generate(model, rows, mask, seed=1, max_new_tokens=5)
     for dtype in (torch.bool, torch.float32, torch.uint8):
         assert torch.equal(generate(model, given, mask.to(dtype), seed=1, max_new_tokens=5), masked)
+
+
+@pytest.mark.parametrize(
+    "device", [pytest.param("cuda", marks=pytest.mark.cuda), pytest.param("mps", marks=pytest.mark.mps)]
+)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_same_on_other_devices(device, options):
+    model, options = tiny_model().to(device), OPTIONS[options]
+    prompts = prompts_for(options, model)
+    expected = each_alone(model, prompts, SEEDS, options)
+    for keywords in ({}, {"max_step_tokens": 7}, {"max_running": 2}, {"cache_bytes": 6 * BLOCK_BYTES}):
+        result, counters = run(model, prompts, keywords=keywords, seed=SEEDS, **options)
+        assert rows_of(result) == expected and result.sequences.device.type == device
+        assert counters["num_used_blocks"] == 0
 
 
 @settings(max_examples=15, deadline=None)
