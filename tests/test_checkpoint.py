@@ -496,3 +496,9 @@ def test_a_lost_shard_is_named(tmp_path):
     lost.unlink()
     with pytest.raises(FileNotFoundError, match=lost.name):
         DemiurgicForCausalLM.from_pretrained(tmp_path)
+
+
+def test_weights_are_as_readable_as_the_config(tmp_path):
+    model_of().save_pretrained(tmp_path)
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]

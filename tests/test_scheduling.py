@@ -196,3 +196,16 @@ def test_rows_are_admitted_in_order_and_the_last_admitted_is_preempted_first():
     caller.check()
     assert caller.generation._engine.counters()["num_preemptions"] > 0
     assert ends == [0, 1, 2]
+
+
+def test_a_short_row_does_not_overtake_a_long_one_that_waits_for_blocks():
+    _, texts = model_and_texts()
+    limits = {"cache_bytes": 5 * BLOCK_BYTES, "max_step_tokens": 512}
+    # 40, 40 and 1 tokens: the first leaves two blocks, too few for the second but not for the third.
+    caller = Caller(texts, limits, prompts=[8, 8, 0], copies=1, new=NEW, eos=[], use_cache=True, max_running=256)
+    while not caller.generation.tokens(2):
+        assert caller.under_way
+        caller.advance()
+    assert caller.generation.tokens(1) != []
+    caller.finish()
+    caller.check()

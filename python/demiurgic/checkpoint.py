@@ -115,7 +115,9 @@ def _write_and_rename(folder: Path, shards: Mapping[str, Mapping[str, Tensor]], 
             save_file(contiguous, temporary[name], metadata={"format": "pt"})
         for name, text in texts.items():
             temporary[name].write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+        readable = temporary["config.json"].stat().st_mode  # as the process's umask has it; safetensors writes 0600
         for path in temporary.values():
+            path.chmod(readable)
             with path.open("rb") as written:
                 os.fsync(written.fileno())  # the data before the names
         for name, path in temporary.items():
