@@ -59,7 +59,7 @@ def main(
     hidden_size: Annotated[int, typer.Option(help="a multiple of 8")] = 128,
     layers: Annotated[int, typer.Option(min=1)] = 3,
     files: Annotated[int, typer.Option(min=10, help="of the standard library to learn from")] = 80,
-    rate: Annotated[float, typer.Option(help="learning rate")] = 1e-2,
+    rate: Annotated[float, typer.Option(help="learning rate")] = 3e-3,
     seed: int = 0,
 ) -> None:
     """Train a small model on the standard library, and generate from it at every evaluation."""

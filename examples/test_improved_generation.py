@@ -4,14 +4,15 @@
     python examples/test_improved_generation.py tiny        # the model that ships with demiurgic
     python examples/test_improved_generation.py CHECKPOINT  # a folder with config.json, weights and tokenizer.json
 
-It prints tables, and exits with 1 if a feature did not do what it promises. The test model has learned nothing, so what it
-writes is noise: only the other two say something about quality.
+It prints tables, and exits with 1 if a feature did not do what it promises. The test model has learned nothing, so
+what it writes is noise: only the other two say something about quality.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -137,7 +138,7 @@ def penalties(demo: Demo) -> Iterator[Feature]:
         distinct = len(set(new) - set(demo.prompt))
         yield Feature(f"{name} 100", distinct == len(new), f"{distinct} distinct tokens, none of the prompt")
     ids = demo.prompt + demo.greedy(no_repeat_ngram_size=2)
-    pairs = list(zip(ids, ids[1:], strict=False))
+    pairs = list(pairwise(ids))
     new = pairs[len(demo.prompt) - 1 :]
     holds = all(pairs.count(pair) == 1 for pair in new)
     yield Feature("no_repeat_ngram_size 2", holds, f"{len(new)} new pairs, none seen before")
@@ -184,7 +185,7 @@ def features_table(rows: list[Feature]) -> Table:
 
 def logprobs_table(demo: Demo, tokens: int = 8) -> Table:
     """`logprobs` is the model's opinion, `processed_logprobs` what temperature and filters made of it."""
-    table = Table("token", "model", "processed", title="Probabilities of the first tokens, balanced_code")
+    table = Table("first tokens", "by the model", "after processing", title="Probabilities, balanced_code")
     result = demo.generate(generation_config=GenerationConfig.balanced_code())
     model, processed = result.logprobs[0].exp().tolist(), result.processed_logprobs[0].exp().tolist()
     for token, raw, final in list(zip(result.completions[0], model, processed, strict=True))[:tokens]:

@@ -325,7 +325,7 @@ def test_mistakes_in_other_places(run: Run, arguments: list[str], message: str) 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("tokenizer.json", None, "There is no tokenizer.json in "),
+        ("tokenizer.json", None, "has no tokenizer.json"),
         ("tokenizer.json", b"{", "tokenizer.json is not a tokenizer"),
         ("config.json", None, "no config.json"),
         ("config.json", b'{"hidden_siz": 3}', "hidden_siz"),

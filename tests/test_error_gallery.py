@@ -38,6 +38,7 @@ from demiurgic import (
     cli,
     generate,
 )
+from demiurgic.loading import SHIPPED_MODELS
 from demiurgic.tokenizer import Tokenizer
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "errors.md"
@@ -103,7 +104,7 @@ def forward(*arguments: Any, **keywords: Any) -> Snippet:
 
 
 def tokenizer(use: Callable[[Tokenizer], object]) -> Snippet:
-    return lambda: use(Tokenizer(cli.SHIPPED_MODEL))
+    return lambda: use(Tokenizer(SHIPPED_MODELS["tiny"]))
 
 
 def command(line: str, stdin: bytes = b"") -> Snippet:
@@ -269,18 +270,18 @@ def without_special_tokens() -> Tokenizer:
 
 
 def shipped_tokenizer_with_config(text: str) -> None:
-    shutil.copy(cli.SHIPPED_MODEL / "tokenizer.json", "tokenizer.json")
+    shutil.copy(SHIPPED_MODELS["tiny"] / "tokenizer.json", "tokenizer.json")
     Path("config.json").write_text(text)
     Tokenizer(".")
 
 
 def broken_checkpoint() -> None:
     """A model whose head holds a NaN, with the shipped tokenizer, in the folder broken."""
-    model = DemiurgicForCausalLM.from_pretrained(cli.SHIPPED_MODEL)
+    model = DemiurgicForCausalLM.from_pretrained(SHIPPED_MODELS["tiny"])
     with torch.no_grad():
         model.get_parameter("lm_head.weight")[3] = NAN
     model.save_pretrained("broken")
-    shutil.copy(cli.SHIPPED_MODEL / "tokenizer.json", "broken")
+    shutil.copy(SHIPPED_MODELS["tiny"] / "tokenizer.json", "broken")
 
 
 # ---- the gallery: heading in the document, and what gives each of the lines under it --------------------------------
