@@ -36,7 +36,6 @@ void check(const ModelConfig& config) {
 
 Weights::Weights(ModelConfig config, std::map<std::string, at::Tensor> parameters)
     : config_(std::move(config)), parameters_(std::move(parameters)) {
-    check(config_);
     // Detached, so that a parameter whose data is replaced during a call is not pulled away from under a step.
     for (auto& [name, parameter] : parameters_) parameter = parameter.detach();
     const int64_t vocab = config_.vocab_size, hidden = config_.hidden_size;
@@ -59,6 +58,7 @@ Weights::Weights(ModelConfig config, std::map<std::string, at::Tensor> parameter
     norm = take("model.norm.weight", {hidden}, true);
     const bool tied = parameters_.find("lm_head.weight") == parameters_.end();
     head = tied ? Linear{embedding, {}} : linear("lm_head", vocab, hidden);
+    check(config_);  // last: a parameter of another shape says more
 }
 
 at::Tensor Weights::take(const std::string& name, at::IntArrayRef shape, bool norm) const {

@@ -233,11 +233,11 @@ CHANGES = {
     "weight norm": (lambda m: nn.utils.parametrizations.weight_norm(m.lm_head), "lm_head is of class Parametrized"),
     "parametrization": (
         lambda m: nn.utils.parametrize.register_parametrization(m.model.norm, "weight", nn.Identity()),
-        "model.norm is a ParametrizedRMSNorm"),
+        "model.norm is of class ParametrizedRMSNorm"),
     "pruning": (lambda m: prune.random_unstructured(m.lm_head, "weight", 0.5), "lm_head has a forward hook"),
     "adapter": (lambda m: setattr(m.model.layers[0].self_attn, "q_proj", Adapter(32, 32, bias=False)),
                 "model.layers.0.self_attn.q_proj is of class Adapter"),
-    "other class": (lambda m: setattr(m.model, "norm", nn.LayerNorm(32)), "model.norm is a LayerNorm"),
+    "other class": (lambda m: setattr(m.model, "norm", nn.LayerNorm(32)), "model.norm is of class LayerNorm"),
     "changed class": (change_class, "model.layers.1.mlp.gate_proj is of class Adapter"),
     "replaced forward": (replace_forward, "The forward of model.layers.1 was replaced"),
     "inside a compiled part": (
@@ -492,7 +492,7 @@ def zero_3(model, mesh):
 
 SHARDED = {
     "FSDP": (fsdp, "wrapped in FullyShardedDataParallel"),
-    "FSDP of a layer": (fsdp_inside, "model.layers.1 is a FullyShardedDataParallel"),
+    "FSDP of a layer": (fsdp_inside, "model.layers.1 is of class FullyShardedDataParallel"),
     "fully_shard": (
         fully_shard,
         "model.embed_tokens.weight is a DTensor, sharded by fully_shard or tensor parallelism",
