@@ -118,6 +118,12 @@ def config_with(**changed: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda file: file | {"config": file["config"] | changed}
 
 
+def three_kv_heads(file: dict[str, Any]) -> dict[str, Any]:
+    """Of weights that fit: keys and values of 3 * 8 rows."""
+    keys = {name: torch.zeros(24, 32) for name in file["weights"] if re.search("[kv]_proj", name)}
+    return config_with(num_key_value_heads=3)(file | {"weights": file["weights"] | keys})
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -131,8 +137,11 @@ def config_with(**changed: Any) -> Callable[[dict[str, Any]], Any]:
         (config_with(vocab_size=98), r"embed_tokens\.weight has the shape \[97, 32\], but .* says \[98, 32\]\.$"),
         (config_with(num_hidden_layers=-1), r"'num_hidden_layers' .* is not 0 to \d+\.$"),
         (config_with(num_attention_heads=0), r"'num_attention_heads' .* is not 1 or more\.$"),
-        (config_with(num_key_value_heads=3), r"has 4 heads and 3 key/value heads; the first must be a multiple"),
-        (config_with(attention_head_dim=6), r"heads of size 6 and the config 4 rotary frequencies; there must be one"),
+        (three_kv_heads, r"has 4 heads and 3 key/value heads; the first must be a multiple"),
+        (
+            lambda file: file | {"rotary_frequencies": torch.ones(3)},
+            r"heads of size 8 and the config 3 rotary frequencies; there must be one",
+        ),
         (config_with(activation_function="mish"), r"'activation_function' .* is not swiglu, swish"),
         (config_with(eos_token_id="</s>"), r"'eos_token_id' .* is not an integer"),
     ],
