@@ -472,6 +472,6 @@ PYBIND11_MODULE(_C, m) {
     bind_call(m);
     bind_engine(m);
     m.def(
-        "kernels_info", [](const std::string& device) { return kernels_for(at::Device(device)).implementations(); },
+        "kernels_info", [](const std::string& device) { return kernels_for(at::Device(device), at::kFloat).implementations(); },
         "device"_a, "Which implementation serves each entry of the kernel table on a device.");
 }

@@ -1,62 +1,108 @@
 #include "decoder.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace demiurgic {
 
-namespace {
+Decoder::Decoder(const Weights& weights, const Kernels& kernels)
+    : weights_(weights),
+      kernels_(kernels),
+      context_{weights.device(), kernels.entries},
+      widest_product_(weights.config().hidden_size),
+      widest_q_(0) {
+    for (const LayerConfig& layer : weights.config().layers) {
+        widest_q_ = std::max(widest_q_, layer.num_heads * layer.head_dim);
+        widest_product_ = std::max({widest_product_, widest_q_, layer.intermediate_size});
+    }
+}
 
-// cos and sin of the rotary angles (Su et al., "RoFormer", 2021) at the batch's positions, [N, d / 2] float32. The angle
-// is the float32 product of position and frequency.
-struct Rotary {
-    Rotary(const ModelConfig& config, const at::Tensor& positions) {
-        const at::Tensor on_host = at::from_blob(const_cast<float*>(config.rotary_frequencies.data()),
-                                                 {static_cast<int64_t>(config.rotary_frequencies.size())},
-                                                 at::TensorOptions().dtype(at::kFloat));
-        const at::Tensor frequencies = on_host.to(positions.device());
+void Decoder::make_room(int64_t num_tokens, int64_t num_logits) {
+    const ModelConfig& config = weights_.config();
+    const at::TensorOptions wide = at::TensorOptions().device(weights_.device()).dtype(at::kFloat);
+    if (!x_.defined() || x_.size(0) < num_tokens) {
+        const at::TensorOptions options = kernels_.float_activations ? wide : weights_.embedding.options();
+        x_ = at::empty({num_tokens, config.hidden_size}, options);
+        q_ = at::empty({num_tokens * widest_q_}, options);
+        attended_ = at::empty({num_tokens * widest_q_}, options);
+    }
+    if (!logits_.defined() || logits_.size(0) < num_logits) logits_ = at::empty({num_logits, config.vocab_size}, wide);
+}
+
+// cos and sin of the rotary angles (Su et al., "RoFormer", 2021). The angle is the float32 product of position and
+// frequency. Always computed for whole pages of positions, so that no vectorised loop ends elsewhere another time.
+void Decoder::extend_rotary(int64_t num_positions) {
+    constexpr int64_t page = 1024;
+    const ModelConfig& config = weights_.config();
+    const at::TensorOptions options = at::TensorOptions().dtype(at::kFloat);
+    int64_t known = rotary_.cos.defined() ? rotary_.cos.size(0) : 0;
+    if (known >= num_positions) return;
+    const at::Tensor frequencies = at::from_blob(const_cast<float*>(config.rotary_frequencies.data()),
+                                                 {static_cast<int64_t>(config.rotary_frequencies.size())}, options)
+                                       .to(weights_.device());
+    std::vector<at::Tensor> cos, sin;
+    if (known > 0) cos.push_back(rotary_.cos), sin.push_back(rotary_.sin);
+    for (; known < num_positions; known += page) {
+        const at::Tensor positions = at::arange(known, known + page, options.dtype(at::kLong)).to(weights_.device());
         const at::Tensor angles = positions.to(at::kFloat).unsqueeze(1) * frequencies;
-        cos = angles.cos() * config.rotary_scaling;
-        sin = angles.sin() * config.rotary_scaling;
+        cos.push_back(angles.cos() * config.rotary_scaling);
+        sin.push_back(angles.sin() * config.rotary_scaling);
+    }
+    rotary_ = {at::cat(cos), at::cat(sin)};
+}
+
+Decoder::Rotary Decoder::rotary_at(const Batch& batch) {
+    extend_rotary(shape_of(batch).context_length);
+    return {rotary_.cos.index_select(0, batch.positions), rotary_.sin.index_select(0, batch.positions)};
+}
+
+StepShape Decoder::shape_of(const Batch& batch) const {
+    StepShape shape{batch.tokens.size(0), 0, widest_product_, 0};
+    for (const BatchRow& row : batch.rows) shape.context_length = std::max(shape.context_length, row.context_length);
+    for (const LayerConfig& layer : weights_.config().layers) shape.head_dim = std::max(shape.head_dim, layer.head_dim);
+    return shape;
+}
+
+at::Tensor Decoder::decode(const Batch& batch, KVCache& cache, const Poll& poll) {
+    const ModelConfig& config = weights_.config();
+    const double eps = config.rms_norm_eps;
+    const int64_t num_tokens = batch.tokens.size(0), num_logits = batch.logit_rows.size(0);
+    make_room(num_tokens, num_logits);
+    const Rotary rotary = rotary_at(batch);
+    at::Tensor x = x_.narrow(0, 0, num_tokens), logits = logits_.narrow(0, 0, num_logits);
+    std::vector<at::Tensor> q, attended;  // by layer, [N, heads, d]
+    for (const LayerConfig& layer : config.layers) {
+        const auto view = [&](const at::Tensor& buffer) {
+            return buffer.narrow(0, 0, num_tokens * layer.num_heads * layer.head_dim)
+                .view({num_tokens, layer.num_heads, layer.head_dim});
+        };
+        const bool as_before = !q.empty() && q.back().size(1) == layer.num_heads && q.back().size(2) == layer.head_dim;
+        q.push_back(as_before ? q.back() : view(q_));
+        attended.push_back(as_before ? attended.back() : view(attended_));
     }
 
-    at::Tensor cos, sin;
-};
-
-}  // namespace
-
-at::Tensor decode(const Weights& weights, const Batch& batch, KVCache& cache, const Kernels& kernels,
-                  const Poll& poll) {
-    const ModelConfig& config = weights.config();
-    const double eps = config.rms_norm_eps;
-    const at::TensorOptions options = weights.embedding.options();
-    const int64_t num_tokens = batch.tokens.size(0), num_logits = batch.logit_rows.size(0);
-    const Rotary rotary(config, batch.positions);
-    at::Tensor x = at::empty({num_tokens, config.hidden_size}, options);
-    at::Tensor logits = at::empty({num_logits, config.vocab_size}, options.dtype(at::kFloat));
-
-    Context context{weights.device()};
-    kernels.run(context, [&] {
-        kernels.embed(context, {batch.tokens, weights.embedding, x});
-        for (size_t i = 0; i < weights.layers.size(); ++i) {
-            poll();
+    kernels_.prepare(context_, shape_of(batch));
+    kernels_.run(context_, [&](Context& context) {
+        kernels_.embed(context, {batch.tokens, weights_.embedding, x});
+        for (size_t i = 0; i < weights_.layers.size(); ++i) {
+            if (context.is_first) poll();
             const LayerConfig& shape = config.layers[i];
-            const LayerWeights& layer = weights.layers[i];
-            at::Tensor q = at::empty({num_tokens, shape.num_heads, shape.head_dim}, options);
-            at::Tensor attended = at::empty_like(q);
+            const LayerWeights& layer = weights_.layers[i];
             const double scale = 1.0 / std::sqrt(static_cast<double>(shape.head_dim));
-            kernels.attention_in(context, {x, layer.attention_norm, eps, layer.q, layer.k, layer.v, rotary.cos,
-                                           rotary.sin, batch.slots, cache.keys[i], cache.values[i], q});
-            kernels.attend(context,
-                           {q, cache.keys[i], cache.values[i], batch.rows, batch.block_table, scale, attended});
-            kernels.attention_out(context, {attended, layer.attention_out, x});
-            kernels.mlp(context, {layer.mlp_norm, eps, layer.gate, layer.up, layer.down, shape.activation, x});
+            kernels_.attention_in(context, {x, layer.attention_norm, eps, layer.q, layer.k, layer.v, rotary.cos,
+                                            rotary.sin, batch.slots, cache.keys[i], cache.values[i], q[i]});
+            kernels_.attend(context,
+                            {q[i], cache.keys[i], cache.values[i], batch.rows, batch.block_table, scale, attended[i]});
+            kernels_.attention_out(context, {attended[i], layer.attention_out, x});
+            kernels_.mlp(context, {layer.mlp_norm, eps, layer.gate, layer.up, layer.down, shape.activation, x});
         }
-        if (num_logits > 0) kernels.head(context, {x, batch.logit_rows, weights.norm, eps, weights.head, logits});
+        if (num_logits > 0) kernels_.head(context, {x, batch.logit_rows, weights_.norm, eps, weights_.head, logits});
     });
     return logits;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <vector>
 
 #include "batch.h"
 #include "kv_cache.h"
@@ -11,7 +12,32 @@ namespace demiurgic {
 // Asked between layers: throws to interrupt the step.
 using Poll = std::function<void()>;
 
-// The logits [R, V] float32 of the batch's sampled sequences; keys and values of all its tokens go to the cache.
-at::Tensor decode(const Weights& weights, const Batch& batch, KVCache& cache, const Kernels& kernels, const Poll& poll);
+// Batch to logits, layer by layer. Owns the activations, which are made once and grow with the largest step.
+class Decoder {
+public:
+    Decoder(const Weights& weights, const Kernels& kernels);
+
+    // The logits [R, V] float32 of the batch's sampled sequences, valid until the next step; keys and values of all its
+    // tokens go to the cache.
+    at::Tensor decode(const Batch& batch, KVCache& cache, const Poll& poll);
+
+private:
+    struct Rotary {
+        at::Tensor cos, sin;  // [N, d / 2] float32
+    };
+
+    void make_room(int64_t num_tokens, int64_t num_logits);
+    void extend_rotary(int64_t num_positions);
+    Rotary rotary_at(const Batch& batch);
+    StepShape shape_of(const Batch& batch) const;
+
+    const Weights& weights_;
+    const Kernels& kernels_;
+    Context context_;
+    Rotary rotary_;                      // of all positions seen so far, [P, d / 2]
+    at::Tensor x_, q_, attended_;        // [most tokens, widest]
+    at::Tensor logits_;                  // [most rows, V] float32
+    int64_t widest_product_, widest_q_;  // over all layers: most columns of a product; most heads * head_dim
+};
 
 }  // namespace demiurgic

@@ -27,6 +27,12 @@ struct NeutralMode {
     c10::DeviceGuard device_guard;
 };
 
+// The devices' own kernels read rows of weights as they lie; where a parameter is, say, the transpose of another tensor,
+// plain ATen serves.
+const Kernels& kernels_of(const Weights& weights) {
+    return weights.rows_are_contiguous() ? kernels_for(weights.device(), weights.dtype()) : reference_kernels();
+}
+
 std::string megabytes(double bytes) {
     std::ostringstream out;
     out.precision(bytes < 1e8 ? 3 : 6);
@@ -56,15 +62,16 @@ private:
 
 Engine::Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens)
     : weights_(std::move(weights)),
-      kernels_(kernels_for(weights_.device())),
+      kernels_(kernels_of(weights_)),
       cache_bytes_(cache_bytes),
       max_step_tokens_(max_step_tokens),
       cache_(weights_, kBlockSize),
+      decoder_(weights_, kernels_),
       scheduler_(blocks_, max_step_tokens) {}
 
 bool Engine::serves(const Weights& weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens) const {
     return cache_bytes == cache_bytes_ && max_step_tokens == max_step_tokens_ && weights_.same_layout(weights) &&
-           &kernels_ == &kernels_for(weights.device());
+           &kernels_ == &kernels_of(weights);
 }
 
 namespace {
@@ -266,7 +273,7 @@ void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
 
 std::vector<Sample> Engine::compute(const std::vector<Work>& work, const Batch& batch, const Poll& poll) {
     if (work.empty()) return {};
-    const at::Tensor logits = decode(weights_, batch, cache_, kernels_, poll);
+    const at::Tensor logits = decoder_.decode(batch, cache_, poll);
     if (batch.sampled.empty()) return {};
     return sample(logits, batch.sampled, kernels_);
 }

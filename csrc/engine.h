@@ -93,6 +93,7 @@ private:
     int64_t num_adding_ = 0;  // threads in add; no new step begins before them
     KVBlocks blocks_{kBlockSize};
     KVCache cache_;
+    Decoder decoder_;
     Scheduler scheduler_;
     std::vector<std::shared_ptr<Call>> calls_;  // unfinished
     int64_t num_steps_ = 0;

@@ -13,13 +13,25 @@ KVCache::KVCache(const Weights& weights, int64_t block_size)
     values.resize(layers_.size());
 }
 
+// On the CPU the positions of a block are neighbours in memory: its kernels score as many at a time as a vector has lanes.
+at::Tensor KVCache::empty_keys(int64_t num_blocks, const LayerConfig& layer) const {
+    if (options_.device().is_cpu()) {
+        return at::empty({num_blocks, layer.num_kv_heads, layer.head_dim, block_size_}, options_).transpose(2, 3);
+    }
+    return empty_values(num_blocks, layer);
+}
+
+at::Tensor KVCache::empty_values(int64_t num_blocks, const LayerConfig& layer) const {
+    return at::empty({num_blocks, layer.num_kv_heads, block_size_, layer.head_dim}, options_);
+}
+
 void KVCache::grow(int64_t num_blocks) {
     if (num_blocks <= num_blocks_) return;
     std::vector<at::Tensor> grown_keys, grown_values;
     for (size_t i = 0; i < layers_.size(); ++i) {
         const LayerConfig& layer = layers_[i];
         for (auto [old, grown] : {std::pair{&keys[i], &grown_keys}, std::pair{&values[i], &grown_values}}) {
-            grown->push_back(at::empty({num_blocks, layer.num_kv_heads, block_size_, layer.head_dim}, options_));
+            grown->push_back(grown == &grown_keys ? empty_keys(num_blocks, layer) : empty_values(num_blocks, layer));
             if (old->defined()) grown->back().narrow(0, 0, num_blocks_).copy_(*old);
         }
     }

@@ -26,6 +26,9 @@ public:
     std::vector<at::Tensor> keys, values;  // by layer
 
 private:
+    at::Tensor empty_keys(int64_t num_blocks, const LayerConfig& layer) const;
+    at::Tensor empty_values(int64_t num_blocks, const LayerConfig& layer) const;
+
     std::vector<LayerConfig> layers_;
     at::TensorOptions options_;
     int64_t block_size_;

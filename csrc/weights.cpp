@@ -119,6 +119,11 @@ bool Weights::same_layout(const Weights& other) const {
     return config_ == other.config_;
 }
 
+bool Weights::rows_are_contiguous() const {
+    return std::all_of(parameters_.begin(), parameters_.end(),
+                       [](const auto& entry) { return entry.second.size(-1) <= 1 || entry.second.stride(-1) == 1; });
+}
+
 std::string Weights::first_non_finite() const {
     for (const auto& [name, tensor] : parameters_) {
         if (!at::isfinite(tensor).all().item<bool>()) return name;

@@ -34,6 +34,9 @@ public:
     // Same config, addresses, dtypes, shapes and strides: a cache and buffers made for one serve the other.
     bool same_layout(const Weights& other) const;
 
+    // Whether neighbours in a row of every parameter are neighbours in memory.
+    bool rows_are_contiguous() const;
+
     // The name of the first parameter with a NaN or an infinity in it, or "".
     std::string first_non_finite() const;
 

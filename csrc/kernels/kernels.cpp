@@ -2,10 +2,14 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
 #include <limits>
+#include <optional>
 #include <stdexcept>
+
+#include "kernels/cpu/cpu_kernels.h"
 
 #ifdef DEMIURGIC_CUDA
 #include "kernels/cuda/cuda_kernels.h"
@@ -15,13 +19,17 @@ namespace demiurgic {
 
 namespace {
 
-// The only choice there is to force: the plain path. Read at each call, so that a test can switch.
-bool reference_is_forced() {
+// The kernels that DEMIURGIC_KERNELS forces. Read at each call, so that a test can switch.
+std::optional<std::string> forced_kernels() {
     const char* choice = std::getenv("DEMIURGIC_KERNELS");
-    if (!choice || !*choice) return false;
-    if (std::string(choice) == "reference") return true;
-    throw std::invalid_argument("DEMIURGIC_KERNELS is '" + std::string(choice) +
-                                "', but must be 'reference' or not be set.");
+    if (!choice || !*choice) return std::nullopt;
+    const std::vector<std::string> isas = cpu::running_isas();
+    const std::string name = choice;
+    if (name == "reference" || std::find(isas.begin(), isas.end(), name) != isas.end()) return name;
+    std::string allowed = "'reference'";
+    for (const std::string& isa : isas) allowed += ", '" + isa + "'";
+    throw std::invalid_argument("DEMIURGIC_KERNELS is '" + name + "', but must be one of " + allowed +
+                                " on this machine, or not be set.");
 }
 
 // Memory that the system can hand out without swapping.
@@ -42,17 +50,23 @@ int64_t free_host_bytes() {
 
 }  // namespace
 
-const Kernels& kernels_for(at::Device device) {
-    if (reference_is_forced()) return reference_kernels();
+const Kernels& kernels_for(at::Device device, at::ScalarType dtype) {
+    const std::optional<std::string> forced = forced_kernels();
+    if (forced == "reference") return reference_kernels();
 #ifdef DEMIURGIC_CUDA
     if (device.is_cuda()) {
         static const Kernels table = cuda_kernels(reference_kernels());
         return table;
     }
 #endif
-    (void)device;
+    if (device.is_cpu()) {
+        const Kernels* native = cpu::cpu_kernels(*cpu::choose_isa(forced), dtype, reference_kernels());
+        if (native) return *native;
+    }
     return reference_kernels();
 }
+
+std::vector<std::string> isa_names() { return cpu::running_isas(); }
 
 int64_t free_bytes(at::Device device) {
 #ifdef DEMIURGIC_CUDA

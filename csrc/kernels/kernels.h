@@ -8,12 +8,17 @@
 #include <string>
 #include <vector>
 
+#include "kernels/types.h"
+
 // The table of kernels: one coarse entry for each part of a layer. The reference (reference.cpp, plain ATen) has every
 // entry on every device; a device's own file overlays the entries that it does faster. Outputs are preallocated by the
 // caller. N: tokens of the step, H: hidden size, d: head dimension, V: vocabulary, R: rows whose logits are wanted.
 namespace demiurgic {
 
-enum class Activation { silu, gelu, relu };
+namespace cpu {
+struct Entries;
+struct Member;
+}  // namespace cpu
 
 // A matrix product by live weights: x @ weight^T + bias.
 struct Linear {
@@ -21,16 +26,15 @@ struct Linear {
     at::Tensor bias;    // [out]; undefined: none
 };
 
-// What a kernel runs in.
+// What a kernel runs in: kept by its owner from step to step, copied for each thread of a step.
 struct Context {
     at::Device device;
-};
-
-// The tokens of one sequence in the flat batch.
-struct BatchRow {
-    int64_t first;           // index of its first token
-    int64_t num_tokens;      // of this step
-    int64_t context_length;  // positions it attends to, those of this step included
+    const cpu::Entries* entries = nullptr;  // of the CPU's own kernels
+    int num_threads = 1;
+    at::Tensor scratch = {};              // bytes that kernels write to, made by prepare
+    int64_t own_scratch = 0;              // bytes of it that belong to each thread, behind the shared ones
+    const cpu::Member* member = nullptr;  // this thread, where a team of threads walks the step
+    bool is_first = true;                 // of the team: the thread that polls
 };
 
 struct EmbedArgs {
@@ -137,8 +141,11 @@ struct Kernel {
 };
 
 struct Kernels {
-    // Enters the device's team once for a whole step: every entry below is called from within `loop`.
-    void (*run)(Context&, const std::function<void()>& loop);
+    // Makes the scratch memory and settles the number of threads of the next step.
+    void (*prepare)(Context&, const StepShape&);
+    // Enters the device's team once for a whole step: every thread runs `loop` with a context of its own, in which all
+    // entries but `sample` are called. Throws what a thread threw.
+    void (*run)(Context&, const std::function<void(Context&)>& loop);
     Kernel<EmbedArgs> embed;
     Kernel<AttentionInArgs> attention_in;
     Kernel<AttendArgs> attend;
@@ -147,12 +154,19 @@ struct Kernels {
     Kernel<HeadArgs> head;
     Kernel<SampleArgs> sample;
 
+    bool float_activations = false;         // x, q and attended are float32 whatever the weights are
+    const cpu::Entries* entries = nullptr;  // for Context::entries
+
     std::map<std::string, std::string> implementations() const;  // by entry
 };
 
-// The fastest table that this build and machine have for `device`; the reference where DEMIURGIC_KERNELS=reference.
-// Throws std::invalid_argument for another value of DEMIURGIC_KERNELS.
-const Kernels& kernels_for(at::Device device);
+// The fastest table that this build and machine have for weights of `dtype` on `device`. DEMIURGIC_KERNELS=reference forces
+// the reference, the name of an instruction set (see isa_names) that set on the CPU. Throws std::invalid_argument for
+// another value of DEMIURGIC_KERNELS.
+const Kernels& kernels_for(at::Device device, at::ScalarType dtype);
+
+// The instruction sets that this build has kernels for and this CPU can run, fastest first.
+std::vector<std::string> isa_names();
 
 const Kernels& reference_kernels();
 

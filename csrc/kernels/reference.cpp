@@ -141,12 +141,15 @@ void head(Context&, const HeadArgs& args) {
     args.logits.copy_(product(args.head, x));
 }
 
-void run(Context&, const std::function<void()>& loop) { loop(); }
+void prepare(Context&, const StepShape&) {}
+
+void run(Context& context, const std::function<void(Context&)>& loop) { loop(context); }
 
 }  // namespace
 
 const Kernels& reference_kernels() {
     static const Kernels table = {
+        prepare,
         run,
         {embed, "reference"},
         {attention_in, "reference"},

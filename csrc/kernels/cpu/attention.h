@@ -1,0 +1,221 @@
+#pragma once
+
+// Paged attention, for decode and prefill alike. Included inside the namespace of an instruction set, after rows.h.
+//
+// A query walks its context in chunks of 256 positions from the first on. In a chunk: scores, their largest, exponentials,
+// their sum and the weighted sum of values, each in the order of positions; then the chunk is merged into what the chunks
+// before it gave (Milakov and Gimelshein, 2018). So the bits depend on the query and its context alone: not on the queries
+// computed with it, and not on who computes which chunk. Keys lie in the cache as [d, 16 positions], so the scores of
+// neighbouring positions are the lanes of a vector; one read of a key or value serves all queries of a tile.
+
+#include "kernels/cpu/rows.h"
+
+constexpr int64_t kBlock = 16;        // positions of a cache block
+constexpr int64_t kChunk = 256;       // positions of a chunk
+constexpr int64_t kTileQueries = 16;  // most queries (token and query head) of a tile
+
+template <int n>
+struct Constant {
+    static constexpr int value = n;
+};
+
+// Queries that share a key head: `num` of them, q [num, d] scaled, each with the positions it may look at.
+struct QueryTile {
+    const Attend* args;
+    const int64_t* blocks;  // of the sequence
+    int64_t kv_head;
+    int64_t num;
+    float* q;         // [num, d]
+    int64_t* limits;  // [num] positions
+    float* scores;    // [num, kChunk]
+    float* largest;   // [num]
+    float* total;     // [num]
+    float* sums;      // [num, d]
+};
+
+template <class T>
+inline const T* key_block(const QueryTile& tile, int64_t block) {
+    const Attend& a = *tile.args;
+    return static_cast<const T*>(a.keys) + (tile.blocks[block] * a.kv_heads + tile.kv_head) * a.d * kBlock;
+}
+template <class T>
+inline const T* value_block(const QueryTile& tile, int64_t block) {
+    const Attend& a = *tile.args;
+    return static_cast<const T*>(a.values) + (tile.blocks[block] * a.kv_heads + tile.kv_head) * a.d * kBlock;
+}
+
+// Scores of R queries with `num` vectors of positions from `first_vector` of the chunk on.
+template <class T, int R, int num>
+inline void score(const QueryTile& tile, int64_t chunk, int64_t query, int64_t first_vector) {
+    constexpr int64_t per_block = kBlock / Vec::N;
+    const int64_t d = tile.args->d;
+    const T* keys[num];
+    for (int i = 0; i < num; ++i) {
+        const int64_t vector = first_vector + i;
+        keys[i] = key_block<T>(tile, chunk * (kChunk / kBlock) + vector / per_block) + vector % per_block * Vec::N;
+    }
+    const float* q = tile.q + query * d;
+    Vec lanes[R * num];
+    for (int i = 0; i < R * num; ++i) lanes[i] = zero();
+    for (int64_t k = 0; k < d; ++k) {
+        Vec key[num];
+        for (int i = 0; i < num; ++i) key[i] = load(keys[i] + k * kBlock);
+        for (int r = 0; r < R; ++r) {
+            const Vec x = broadcast(q[r * d + k]);
+            for (int i = 0; i < num; ++i) lanes[r * num + i] = fma(x, key[i], lanes[r * num + i]);
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        for (int i = 0; i < num; ++i) {
+            store(tile.scores + (query + r) * kChunk + (first_vector + i) * Vec::N, lanes[r * num + i]);
+        }
+    }
+}
+
+template <class T, int R>
+inline void score_queries(const QueryTile& tile, int64_t chunk, int64_t query, int64_t vectors) {
+    constexpr int num = kLanesInFlight / R;
+    int64_t done = 0;
+    for (; done + num <= vectors; done += num) score<T, R, num>(tile, chunk, query, done);
+    for (; done < vectors; ++done) score<T, R, 1>(tile, chunk, query, done);
+}
+
+// The scores [n] of one query become exponentials; the largest score and the sum of exponentials.
+inline void softmax(float* scores, int64_t n, float& largest_score, float& total) {
+    constexpr float lowest = -__builtin_inff();
+    Vec most = broadcast(lowest);
+    for_lanes(n, [&](int64_t i, int64_t count) {
+        most = max(most, where_first(count, load(scores + i), broadcast(lowest)));
+    });
+    largest_score = largest(most);
+    const Vec shift = broadcast(largest_score);
+    Vec totals = zero();
+    for_lanes(n, [&](int64_t i, int64_t count) {
+        const Vec p = keep_first(exponential(load(scores + i) - shift), count);
+        store(scores + i, p);
+        totals = totals + p;
+    });
+    total = sum(totals);
+}
+
+// sums [R, num vectors] += exponentials x values, over positions [begin, end) of the chunk.
+template <class T, int R, int num>
+inline void weigh(const QueryTile& tile, int64_t chunk, int64_t query, int64_t column, int64_t begin, int64_t end) {
+    const int64_t d = tile.args->d;
+    Vec lanes[R * num];
+    for (int r = 0; r < R; ++r) {
+        for (int i = 0; i < num; ++i) lanes[r * num + i] = load(tile.sums + (query + r) * d + column + i * Vec::N);
+    }
+    for (int64_t position = begin; position < end;) {
+        const T* values = value_block<T>(tile, (chunk * kChunk + position) / kBlock) + column;
+        const int64_t block_end = smaller(end, (position / kBlock + 1) * kBlock);
+        for (; position < block_end; ++position) {
+            Vec value[num];
+            for (int i = 0; i < num; ++i) value[i] = load(values + position % kBlock * d + i * Vec::N);
+            for (int r = 0; r < R; ++r) {
+                const Vec p = broadcast(tile.scores[(query + r) * kChunk + position]);
+                for (int i = 0; i < num; ++i) lanes[r * num + i] = fma(p, value[i], lanes[r * num + i]);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        for (int i = 0; i < num; ++i) store(tile.sums + (query + r) * d + column + i * Vec::N, lanes[r * num + i]);
+    }
+}
+
+// The same for a head dimension's last columns, fewer than a vector.
+template <class T>
+inline void weigh_rest(const QueryTile& tile, int64_t chunk, int64_t query, int64_t column, int64_t end) {
+    const int64_t d = tile.args->d, count = d - column;
+    float* sums = tile.sums + query * d + column;
+    Vec lanes = load_first(sums, count);
+    for (int64_t position = 0; position < end; ++position) {
+        const T* values = value_block<T>(tile, (chunk * kChunk + position) / kBlock) + column;
+        const Vec value = load_first(values + position % kBlock * d, count);
+        lanes = fma(broadcast(tile.scores[query * kChunk + position]), value, lanes);
+    }
+    store_some(sums, lanes, count);
+}
+
+// R queries, the first of which looks at the fewest positions: together as far as all look, then each for itself.
+template <class T, int R>
+inline void weigh_queries(const QueryTile& tile, int64_t chunk, int64_t query) {
+    constexpr int num = kLanesInFlight / R > 4 ? 4 : kLanesInFlight / R;
+    const int64_t d = tile.args->d, whole = d / Vec::N * Vec::N;
+    const auto positions = [&](int64_t i) { return smaller(kChunk, larger(0, tile.limits[i] - chunk * kChunk)); };
+    int64_t together = kChunk;
+    for (int64_t r = 0; r < R; ++r) together = smaller(together, positions(query + r));
+    int64_t column = 0;
+    const auto columns = [&](auto width) {
+        constexpr int n = decltype(width)::value;
+        for (; column + n * Vec::N <= whole; column += n * Vec::N) {
+            weigh<T, R, n>(tile, chunk, query, column, 0, together);
+            for (int64_t r = 0; r < R; ++r) {
+                if (positions(query + r) > together) {
+                    weigh<T, 1, n>(tile, chunk, query + r, column, together, positions(query + r));
+                }
+            }
+        }
+    };
+    columns(Constant<num>{});
+    columns(Constant<1>{});
+    if (whole < d) {
+        for (int64_t r = 0; r < R; ++r) weigh_rest<T>(tile, chunk, query + r, whole, positions(query + r));
+    }
+}
+
+// Runs f(Constant<R>, first query) over all queries of the tile.
+template <class F>
+inline void by_groups(int64_t num, F f) {
+    int64_t query = 0;
+    for (; query + 4 <= num; query += 4) f(Constant<4>{}, query);
+    if (num - query == 3) return f(Constant<3>{}, query);
+    if (num - query == 2) return f(Constant<2>{}, query);
+    if (num - query == 1) return f(Constant<1>{}, query);
+}
+
+// largest, total and sums of one chunk alone, for queries that look at it.
+template <class T>
+inline void attend_chunk(const QueryTile& tile, int64_t chunk) {
+    const int64_t d = tile.args->d;
+    int64_t most = 0;
+    for (int64_t i = 0; i < tile.num; ++i) most = larger(most, smaller(kChunk, tile.limits[i] - chunk * kChunk));
+    const int64_t vectors = (most + Vec::N - 1) / Vec::N;
+    by_groups(tile.num,
+              [&](auto r, int64_t query) { score_queries<T, decltype(r)::value>(tile, chunk, query, vectors); });
+    for (int64_t i = 0; i < tile.num; ++i) {
+        const int64_t n = smaller(kChunk, tile.limits[i] - chunk * kChunk);
+        if (n > 0) softmax(tile.scores + i * kChunk, n, tile.largest[i], tile.total[i]);
+    }
+    __builtin_memset(tile.sums, 0, tile.num * d * sizeof(float));
+    by_groups(tile.num, [&](auto r, int64_t query) { weigh_queries<T, decltype(r)::value>(tile, chunk, query); });
+}
+
+// What the chunks before gave, of one query.
+struct Merged {
+    float largest = 0, total = 0;
+    float* sums = nullptr;  // [d]
+};
+
+inline void merge(Merged& into, float largest_score, float total, const float* sums, int64_t d, bool is_first) {
+    if (is_first) {
+        into.largest = largest_score;
+        into.total = total;
+        __builtin_memcpy(into.sums, sums, d * sizeof(float));
+        return;
+    }
+    const float most = into.largest > largest_score ? into.largest : largest_score;
+    const float old_scale = exponential(into.largest - most), scale = exponential(largest_score - most);
+    into.largest = most;
+    into.total = into.total * old_scale + total * scale;
+    for_lanes(d, [&](int64_t i, int64_t count) {
+        const Vec old = load_some(into.sums + i, count) * broadcast(old_scale);
+        store_some(into.sums + i, old + load_some(sums + i, count) * broadcast(scale), count);
+    });
+}
+
+inline void finish(const Merged& merged, int64_t d, float* out) {
+    const Vec total = broadcast(merged.total);
+    for_lanes(d,
+              [&](int64_t i, int64_t count) { store_some(out + i, load_some(merged.sums + i, count) / total, count); });
+}

@@ -1,0 +1,29 @@
+// AVX-512 without instructions for bfloat16, which is widened to float32.
+#include <immintrin.h>
+
+#include "kernels/cpu/isa.h"
+
+namespace demiurgic::cpu::avx512 {
+
+namespace {
+
+#include "kernels/cpu/vec_avx512.h"
+
+constexpr int kTileRows = 4;
+constexpr int kTileWidths[] = {16, 8, 8, 6};  // of tiles of 1, 2, 3 and 4 rows: 32 registers
+constexpr int kLanesInFlight = 16;
+
+#include "kernels/cpu/layers.h"
+
+bool runs_here() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2") &&
+           __builtin_cpu_supports("fma");
+}
+
+}  // namespace
+
+extern const Isa isa;
+const Isa isa = {"avx512", runs_here, entries<float>(), entries<BFloat16>(), entries<Float16>()};
+
+}  // namespace demiurgic::cpu::avx512

@@ -1,0 +1,375 @@
+#pragma once
+
+// The decoder's entries, for weights of type T. Included inside the namespace of an instruction set, after attention.h.
+// Every member of the team runs them; each phase ends in the team's barrier.
+
+#include "kernels/cpu/attention.h"
+
+// Few rows are normed and packed by each member for itself: cheaper than a barrier.
+constexpr int64_t kOwnRows = 8;
+constexpr int64_t kMostUnitRows = 256;  // rows of W in a unit of work
+
+// Pieces of scratch, one after the other, on cache lines.
+struct Pieces {
+    char* next;
+
+    template <class P>
+    P* take(int64_t count) {
+        P* piece = reinterpret_cast<P*>(next);
+        next += round_up(count * static_cast<int64_t>(sizeof(P)), 64);
+        return piece;
+    }
+};
+
+template <class F>
+inline void for_units(const Member& member, int64_t num, F f) {
+    for (int64_t unit = member.team->take(); unit < num; unit = member.team->take()) f(unit);
+    member.team->barrier();
+}
+
+template <class T>
+struct Layers {
+    // Bytes of scratch: see the Pieces of the entries.
+    static Scratch scratch(const StepShape& s, int num_threads) {
+        const int64_t operand = round_up(Product<T>::operand_bytes(s.num_tokens, s.widest), 64);
+        const int64_t own_operand = round_up(Product<T>::operand_bytes(kOwnRows, s.widest), 64);
+        const int64_t chunks = (s.context_length + kChunk - 1) / kChunk;
+        const int64_t partials = 2 * num_threads * chunks * kTileQueries * (s.head_dim + 2) * 4 + 64;
+        const int64_t block = kRowBlock * kMostUnitRows * 4;
+        const int64_t products = 2 * block + round_up(Product<T>::parked_bytes(), 64) + round_up(4 * s.widest, 64);
+        const int64_t attention = kTileQueries * (kChunk + 3 * s.head_dim + 16) * 4 + 1024;
+        return {larger(2 * operand, partials) + 64, own_operand + larger(products, attention) + 64};
+    }
+
+    static void embed(const Member& member, const Embed& a) {
+        const int64_t width = a.table.columns;
+        for_units(member, (a.num_tokens + 15) / 16, [&](int64_t unit) {
+            for (int64_t i = unit * 16; i < smaller(a.num_tokens, unit * 16 + 16); ++i) {
+                const T* row = static_cast<const T*>(a.table.weight) + a.tokens[i] * a.table.stride;
+                for_lanes(width, [&](int64_t k, int64_t count) {
+                    store_some(a.out + i * width + k, load_some(row + k, count), count);
+                });
+            }
+        });
+    }
+
+    static void attention_in(const Member& member, const AttentionIn& a) {
+        const Products work(member, a.num_tokens, a.q.columns);
+        work.pack_rows([&](int64_t i, float* row) {
+            rms_norm<T>(a.x + i * a.q.columns, a.norm, a.q.columns, row);
+            return row;
+        });
+        const int64_t heads = a.heads + 2 * a.kv_heads;
+        work.for_blocks(heads, [&](int64_t head, int64_t first, int64_t m) {
+            const int64_t kv_head = (head - a.heads) % a.kv_heads;
+            const bool is_q = head < a.heads, is_k = !is_q && head < a.heads + a.kv_heads;
+            const Matrix& matrix = is_q ? a.q : is_k ? a.k : a.v;
+            const int64_t row = (is_q ? head : kv_head) * a.d;
+            work.product(matrix, row, a.d, first, m, work.c);
+            for (int64_t i = 0; i < m; ++i) {
+                float* y = work.c + i * a.d;
+                const int64_t token = first + i;
+                add_bias<T>(matrix, row, a.d, y);
+                if (is_q || is_k) rotate(y, a.cos + token * (a.d / 2), a.sin + token * (a.d / 2), a.d);
+                if (is_q) {
+                    __builtin_memcpy(a.q_out + (token * a.heads + head) * a.d, y, a.d * sizeof(float));
+                } else {
+                    append(a, is_k, kv_head, a.slots[token], y);
+                }
+            }
+        });
+    }
+
+    static void attend(const Member& member, const Attend& a) {
+        const int64_t group = a.heads / a.kv_heads, tile_heads = smaller(group, kTileQueries);
+        const int64_t head_tiles = (group + tile_heads - 1) / tile_heads;
+        const int64_t tile_tokens = larger(1, kTileQueries / tile_heads);
+        int64_t num_tiles = 0, most_chunks = 0;
+        for (int64_t i = 0; i < a.num_rows; ++i) {
+            num_tiles += (a.rows[i].num_tokens + tile_tokens - 1) / tile_tokens * a.kv_heads * head_tiles;
+            most_chunks = larger(most_chunks, (a.rows[i].context_length + kChunk - 1) / kChunk);
+        }
+        const AttendWork work(member, a, tile_heads, head_tiles, tile_tokens);
+        if (num_tiles >= 2 * member.team->size() || most_chunks == 1) {
+            typename AttendWork::Cursor cursor;
+            for_units(member, num_tiles, [&](int64_t unit) { work.whole(cursor.at(work, unit)); });
+            return;
+        }
+        // Fewer tiles than members: they share the chunks of a tile, and one merges them.
+        for_units(member, num_tiles * most_chunks, [&](int64_t unit) {
+            typename AttendWork::Cursor cursor;
+            work.partial(cursor.at(work, unit / most_chunks), unit / most_chunks, unit % most_chunks, most_chunks);
+        });
+        for_units(member, num_tiles, [&](int64_t unit) {
+            typename AttendWork::Cursor cursor;
+            work.join(cursor.at(work, unit), unit, most_chunks);
+        });
+    }
+
+    static void attention_out(const Member& member, const AttentionOut& a) {
+        const Products work(member, a.num_tokens, a.out.columns);
+        work.pack_rows([&](int64_t i, float*) { return a.attended + i * a.out.columns; });
+        work.add_product(a.out, a.x);
+    }
+
+    static void mlp(const Member& member, const Mlp& a) {
+        const int64_t hidden = a.up.columns, inner = a.up.rows;
+        const Products work(member, a.num_tokens, hidden);
+        work.pack_rows([&](int64_t i, float* row) {
+            rms_norm<T>(a.x + i * hidden, a.norm, hidden, row);
+            return row;
+        });
+        const Products down = work.after(inner);
+        const int64_t unit_rows = Product<T>::unit_rows(a.num_tokens, inner, member.team->size());
+        work.for_blocks((inner + unit_rows - 1) / unit_rows, [&](int64_t unit, int64_t first, int64_t m) {
+            const int64_t row = unit * unit_rows, n = smaller(unit_rows, inner - row);
+            float *up = work.c, *gate = work.c + kRowBlock * kMostUnitRows;
+            work.product(a.up, row, n, first, m, up);
+            if (a.gate.weight) work.product(a.gate, row, n, first, m, gate);
+            for (int64_t i = 0; i < m; ++i) {
+                float* y = up + i * n;
+                add_bias<T>(a.up, row, n, y);
+                if (a.gate.weight) {
+                    add_bias<T>(a.gate, row, n, gate + i * n);
+                    activate(a.activation, gate + i * n, n);
+                    multiply(y, gate + i * n, n);
+                } else {
+                    activate(a.activation, y, n);
+                }
+                Product<T>::pack(down.operand, a.num_tokens, first + i, inner, row, y, n);
+            }
+        });
+        down.add_product(a.down, a.x);
+    }
+
+    static void head(const Member& member, const Head& a) {
+        const int64_t hidden = a.head.columns, vocab = a.head.rows;
+        const Products work(member, a.num_rows, hidden);
+        work.pack_rows([&](int64_t i, float* row) {
+            rms_norm<T>(a.x + a.rows[i] * hidden, a.norm, hidden, row);
+            return row;
+        });
+        const int64_t unit_rows = Product<T>::unit_rows(a.num_rows, vocab, member.team->size());
+        work.for_blocks((vocab + unit_rows - 1) / unit_rows, [&](int64_t unit, int64_t first, int64_t m) {
+            const int64_t row = unit * unit_rows, n = smaller(unit_rows, vocab - row);
+            work.product(a.head, row, n, first, m, work.c);
+            for (int64_t i = 0; i < m; ++i) {
+                add_bias<T>(a.head, row, n, work.c + i * n);
+                __builtin_memcpy(a.logits + (first + i) * vocab + row, work.c + i * n, n * sizeof(float));
+            }
+        });
+    }
+
+private:
+    // A phase of products: x as an operand, and the units of the product.
+    struct Products {
+        Products(const Member& m, int64_t num_rows, int64_t num_columns)
+            : member(m), rows(num_rows), columns(num_columns) {
+            Pieces own{m.own}, shared{m.shared};
+            operand = own.template take<char>(Product<T>::operand_bytes(kOwnRows, columns));
+            if (rows > kOwnRows) operand = shared.template take<char>(Product<T>::operand_bytes(rows, columns));
+            c = own.template take<float>(2 * kRowBlock * kMostUnitRows);
+            parked = own.template take<char>(Product<T>::parked_bytes());
+            row = own.template take<float>(columns);
+            after_operand = shared.next;
+        }
+
+        // The same rows as an operand of other columns behind this one, written by all members.
+        Products after(int64_t num_columns) const {
+            Products next = *this;
+            next.columns = num_columns;
+            next.operand = after_operand;
+            return next;
+        }
+
+        // Packs rows: values(i, buffer) gives row i, in the buffer or elsewhere.
+        template <class F>
+        void pack_rows(F values) const {
+            const auto pack = [&](int64_t i) {
+                Product<T>::pack(operand, rows, i, columns, 0, values(i, row), columns);
+            };
+            if (rows <= kOwnRows) {
+                for (int64_t i = 0; i < rows; ++i) pack(i);
+            } else {
+                for_units(member, (rows + 3) / 4, [&](int64_t unit) {
+                    for (int64_t i = unit * 4; i < smaller(rows, unit * 4 + 4); ++i) pack(i);
+                });
+            }
+        }
+
+        // f(unit, first row of x, number of rows): blocks of rows outside, so that all members are at the same one.
+        template <class F>
+        void for_blocks(int64_t num_units, F f) const {
+            const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
+            for_units(member, blocks * num_units, [&](int64_t unit) {
+                const int64_t first = unit / num_units * kRowBlock;
+                f(unit % num_units, first, smaller(kRowBlock, rows - first));
+            });
+        }
+
+        // out [m, n]: rows [row_of_w, row_of_w + n) of W by rows [first, first + m) of x
+        void product(const Matrix& w, int64_t row_of_w, int64_t n, int64_t first, int64_t m, float* out) const {
+            Product<T>::run(w, row_of_w, n, operand, rows, first, m, out, n, parked);
+        }
+
+        // x [rows, w.rows] += the product and its bias
+        void add_product(const Matrix& w, float* x) const {
+            const int64_t unit_rows = Product<T>::unit_rows(rows, w.rows, member.team->size());
+            for_blocks((w.rows + unit_rows - 1) / unit_rows, [&](int64_t unit, int64_t first, int64_t m) {
+                const int64_t row_of_w = unit * unit_rows, n = smaller(unit_rows, w.rows - row_of_w);
+                product(w, row_of_w, n, first, m, c);
+                for (int64_t i = 0; i < m; ++i) {
+                    add_bias<T>(w, row_of_w, n, c + i * n);
+                    add(x + (first + i) * w.rows + row_of_w, c + i * n, n);
+                }
+            });
+        }
+
+        const Member& member;
+        int64_t rows, columns;
+        char* operand;
+        float* c;  // [2, kRowBlock, kMostUnitRows]
+        char* parked;
+        float* row;  // [columns]
+        char* after_operand;
+    };
+
+    // y [d] to its slot in the cache.
+    static void append(const AttentionIn& a, bool is_key, int64_t kv_head, int64_t slot, const float* y) {
+        const int64_t offset = slot % kBlock, head = (slot / kBlock * a.kv_heads + kv_head) * a.d * kBlock;
+        if (!is_key) return convert(y, static_cast<T*>(a.values) + head + offset * a.d, a.d);
+        T* keys = static_cast<T*>(a.keys) + head + offset;
+        for (int64_t k = 0; k < a.d; k += Vec::N) {
+            T narrow[Vec::N];
+            const int64_t count = smaller(Vec::N, a.d - k);
+            convert(y + k, narrow, count);
+            for (int64_t i = 0; i < count; ++i) keys[(k + i) * kBlock] = narrow[i];
+        }
+    }
+
+    struct AttendWork {
+        // Where a tile is: its row, head and first token.
+        struct Place {
+            int64_t row, kv_head, head_tile, first_token;
+        };
+
+        // Units are numbered row by row; a member's units come in ascending order.
+        struct Cursor {
+            int64_t row = 0, before = 0;  // units of the rows before
+
+            Place at(const AttendWork& work, int64_t unit) {
+                while (unit >= before + work.tiles_of(row)) before += work.tiles_of(row++);
+                const int64_t heads = work.a.kv_heads * work.head_tiles, index = unit - before;
+                const int64_t head = index % heads;
+                return {row, head / work.head_tiles, head % work.head_tiles, index / heads * work.tile_tokens};
+            }
+        };
+
+        AttendWork(const Member& m, const Attend& args, int64_t heads, int64_t num_head_tiles, int64_t tokens)
+            : a(args), tile_heads(heads), head_tiles(num_head_tiles), tile_tokens(tokens) {
+            Pieces own{m.own};
+            q = own.template take<float>(kTileQueries * a.d);
+            scores = own.template take<float>(kTileQueries * kChunk);
+            sums = own.template take<float>(kTileQueries * a.d);
+            merged_sums = own.template take<float>(kTileQueries * a.d);
+            partials = reinterpret_cast<float*>(m.shared);
+        }
+
+        int64_t tiles_of(int64_t row) const {
+            return (a.rows[row].num_tokens + tile_tokens - 1) / tile_tokens * a.kv_heads * head_tiles;
+        }
+
+        // The queries of a place: token by token, so that later ones look at more.
+        struct Filled {
+            QueryTile tile;
+            int64_t limits[kTileQueries];
+            float largest[kTileQueries], total[kTileQueries];
+            float* out[kTileQueries];
+        };
+        void fill(const Place& place, Filled& filled) const {
+            const int64_t group = a.heads / a.kv_heads, first_head = place.head_tile * tile_heads;
+            const int64_t heads = smaller(tile_heads, group - first_head);
+            const BatchRow& row = a.rows[place.row];
+            const int64_t tokens = smaller(tile_tokens, row.num_tokens - place.first_token);
+            filled.tile = {&a,
+                           a.block_table + place.row * a.most_blocks,
+                           place.kv_head,
+                           tokens * heads,
+                           q,
+                           filled.limits,
+                           scores,
+                           filled.largest,
+                           filled.total,
+                           sums};
+            for (int64_t i = 0; i < tokens * heads; ++i) {
+                const int64_t token = place.first_token + i / heads;
+                const int64_t head = place.kv_head * group + first_head + i % heads;
+                const int64_t at = ((row.first + token) * a.heads + head) * a.d;
+                filled.limits[i] = row.context_length - row.num_tokens + token + 1;
+                filled.out[i] = a.out + at;
+                for_lanes(a.d, [&](int64_t k, int64_t count) {
+                    store_some(q + i * a.d + k, load_some(a.q + at + k, count) * broadcast(a.scale), count);
+                });
+            }
+        }
+
+        void whole(const Place& place) const {
+            Filled filled;
+            fill(place, filled);
+            const QueryTile& tile = filled.tile;
+            Merged merged[kTileQueries];
+            for (int64_t i = 0; i < tile.num; ++i) merged[i].sums = merged_sums + i * a.d;
+            for (int64_t chunk = 0; chunk * kChunk < tile.limits[tile.num - 1]; ++chunk) {
+                attend_chunk<T>(tile, chunk);
+                for (int64_t i = 0; i < tile.num; ++i) {
+                    if (chunk * kChunk >= tile.limits[i]) continue;
+                    merge(merged[i], tile.largest[i], tile.total[i], tile.sums + i * a.d, a.d, chunk == 0);
+                }
+            }
+            for (int64_t i = 0; i < tile.num; ++i) finish(merged[i], a.d, filled.out[i]);
+        }
+
+        // One chunk's result of each query: largest, total, sums [d].
+        float* partial_of(int64_t unit, int64_t chunk, int64_t chunks, int64_t query) const {
+            return partials + ((unit * chunks + chunk) * kTileQueries + query) * (a.d + 2);
+        }
+
+        void partial(const Place& place, int64_t unit, int64_t chunk, int64_t chunks) const {
+            Filled filled;
+            fill(place, filled);
+            const QueryTile& tile = filled.tile;
+            if (chunk * kChunk >= tile.limits[tile.num - 1]) return;
+            attend_chunk<T>(tile, chunk);
+            for (int64_t i = 0; i < tile.num; ++i) {
+                float* to = partial_of(unit, chunk, chunks, i);
+                to[0] = tile.largest[i];
+                to[1] = tile.total[i];
+                __builtin_memcpy(to + 2, tile.sums + i * a.d, a.d * sizeof(float));
+            }
+        }
+
+        void join(const Place& place, int64_t unit, int64_t chunks) const {
+            Filled filled;
+            fill(place, filled);
+            for (int64_t i = 0; i < filled.tile.num; ++i) {
+                Merged merged;
+                merged.sums = merged_sums;
+                for (int64_t chunk = 0; chunk * kChunk < filled.limits[i]; ++chunk) {
+                    const float* from = partial_of(unit, chunk, chunks, i);
+                    merge(merged, from[0], from[1], from + 2, a.d, chunk == 0);
+                }
+                finish(merged, a.d, filled.out[i]);
+            }
+        }
+
+        const Attend& a;
+        int64_t tile_heads, head_tiles, tile_tokens;
+        float *q, *scores, *sums, *merged_sums, *partials;
+    };
+};
+
+template <class T>
+constexpr Entries entries() {
+    using L = Layers<T>;
+    return {L::scratch, L::embed, L::attention_in, L::attend, L::attention_out, L::mlp, L::head};
+}

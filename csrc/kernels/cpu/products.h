@@ -1,0 +1,190 @@
+#pragma once
+
+// Matrix products over live row-major weights, y = x W^T. Included inside the namespace of an instruction set, after its Vec.
+//
+// Every output is a dot product along K in one order, whatever the number of rows of x: lane i sums the products of
+// k = i, i + N, i + 2 N, ... in turn, and the lanes are added by halves, quarters, ... (sums in vec_*.h). Tiles of MR rows
+// of x by NR rows of W keep those lanes in registers; long rows are cut in blocks of K between which the lanes are parked
+// in memory, which changes no bit.
+
+// How one type of weights is multiplied: x is rounded to X, and `dot` adds the products of K elements to the lanes.
+template <class T>
+struct Dot {
+    using X = float;
+    using Operand = Vec;
+    static constexpr int K = Vec::N;
+    static Operand load_x(const X* p) { return load(p); }
+    static Operand load_w(const T* p) { return load(p); }
+    static Operand load_w_first(const T* p, int64_t n) { return load_first(p, n); }
+    static Vec dot(Operand x, Operand w, Vec lanes) { return fma(x, w, lanes); }
+};
+
+#ifdef DEMIURGIC_BF16_DOT
+// vdpbf16ps: each lane adds two neighbouring products.
+template <>
+struct Dot<BFloat16> {
+    using X = BFloat16;
+    using Operand = __m512i;
+    static constexpr int K = 32;
+    static Operand load_x(const X* p) { return _mm512_loadu_si512(p); }
+    static Operand load_w(const BFloat16* p) { return _mm512_loadu_si512(p); }
+    static Operand load_w_first(const BFloat16* p, int64_t n) {
+        return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << n) - 1), p);
+    }
+    static Vec dot(Operand x, Operand w, Vec lanes) { return {_mm512_dpbf16_ps(lanes.v, (__m512bh)x, (__m512bh)w)}; }
+};
+#endif
+
+// Rows of x that a unit of work takes at a time, so that they stay in the second-level cache.
+constexpr int64_t kRowBlock = 128;
+
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// n floats to another type.
+template <class X>
+inline void convert(const float* from, X* to, int64_t n) {
+    int64_t i = 0;
+    for (; i + Vec::N <= n; i += Vec::N) store(to + i, load(from + i));
+    if (i < n) {
+        X padded[Vec::N];
+        store(padded, load_first(from + i, n - i));
+        for (int64_t j = i; j < n; ++j) to[j] = padded[j - i];
+    }
+}
+
+template <class T>
+struct Product {
+    using D = Dot<T>;
+    using X = typename D::X;
+
+    // x as the products want it: rows of X, filled up with zeros.
+    static int64_t operand_row(int64_t columns) { return round_up(columns, D::K); }
+    static int64_t operand_bytes(int64_t rows, int64_t columns) {
+        return rows * operand_row(columns) * static_cast<int64_t>(sizeof(X));
+    }
+
+    // Rounds `values` [n] to columns [first, first + n) of a row of an operand with `rows` rows.
+    static void pack(void* operand, int64_t /*rows*/, int64_t row, int64_t columns, int64_t first, const float* values,
+                     int64_t n) {
+        X* to = static_cast<X*>(operand) + row * operand_row(columns);
+        convert(values, to + first, n);
+        if (first + n == columns) __builtin_memset(to + columns, 0, (operand_row(columns) - columns) * sizeof(X));
+    }
+
+    // Rows of W in a unit of work: enough units for a balanced team, each long enough to be worth taking.
+    static int64_t unit_rows(int64_t rows_of_x, int64_t rows_of_w, int team_size) {
+        const int64_t tile = rows_of_x < kTileRows ? 16 : 2 * kTileWidths[kTileRows - 1];
+        const int64_t balanced = rows_of_w / (8 * team_size) / tile * tile;
+        return balanced < tile ? tile : smaller(balanced, 4 * tile);
+    }
+
+    // c [m, ldc], columns 0 to n: rows [row, row + m) of the operand times rows [first, first + n) of W.
+    static void run(const Matrix& w, int64_t first, int64_t n, const void* operand, int64_t /*rows*/, int64_t row,
+                    int64_t m, float* c, int64_t ldc, void* parked) {
+        const X* x = static_cast<const X*>(operand) + row * operand_row(w.columns);
+        const T* weight = static_cast<const T*>(w.weight) + first * w.stride;
+        const Call call{x, operand_row(w.columns), m, w.stride, w.columns, c, ldc, static_cast<Vec*>(parked)};
+        int64_t done = 0;
+        switch (m < kTileRows ? m : kTileRows) {
+            case 1:
+                done = columns<kTileWidths[0]>(call, weight, 0, n);
+                break;
+            case 2:
+                done = columns<kTileWidths[1]>(call, weight, 0, n);
+                break;
+            case 3:
+                done = columns<kTileWidths[kTileRows > 2 ? 2 : 1]>(call, weight, 0, n);
+                break;
+            default:
+                done = columns<kTileWidths[kTileRows - 1]>(call, weight, 0, n);
+                break;
+        }
+        if constexpr (kTileWidths[0] > 8) done = m == 1 ? columns<8>(call, weight, done, n) : done;
+        done = columns<4>(call, weight, done, n);
+        done = columns<2>(call, weight, done, n);
+        columns<1>(call, weight, done, n);
+    }
+
+    static int64_t parked_bytes() { return kRowBlock * 8 * static_cast<int64_t>(sizeof(Vec)); }
+
+private:
+    struct Call {
+        const X* x;
+        int64_t ldx, m, ldw, columns;
+        float* c;
+        int64_t ldc;
+        Vec* parked;
+    };
+
+    // K of a block: MR rows of x and NR of W of this length fit the first-level cache.
+    static constexpr int64_t kBlock = 1024;
+
+    // As many whole groups of NR rows of W as there are in [done, n); returns the first that is left.
+    template <int NR>
+    static int64_t columns(const Call& call, const T* w, int64_t done, int64_t n) {
+        constexpr int MR = NR > kTileWidths[1] ? 1 : NR > kTileWidths[kTileRows - 1] ? 2 + (kTileRows > 3) : kTileRows;
+        const int64_t block = call.m <= MR ? call.columns : kBlock;
+        for (; done + NR <= n; done += NR) {
+            for (int64_t k = 0; k < call.columns; k += block) {
+                const int64_t length = smaller(block, call.columns - k);
+                for (int64_t m = 0; m < call.m; m += MR) {
+                    rows<MR, NR>(call, w + done * call.ldw, done, k, length, m);
+                }
+            }
+        }
+        return done;
+    }
+
+    // A tile of MR rows of x, or of fewer at the end.
+    template <int MR, int NR>
+    static void rows(const Call& call, const T* w, int64_t n, int64_t k, int64_t length, int64_t m) {
+        if constexpr (MR > 1) {
+            if (call.m - m < MR) return rows<MR - 1, NR>(call, w, n, k, length, m);
+        }
+        const bool begins = k == 0, ends = k + length == call.columns;
+        tile<MR, NR>(call.x + m * call.ldx + k, call.ldx, w + k, call.ldw, length, begins, ends, call.parked + m * NR,
+                     call.c + m * call.ldc + n, call.ldc);
+    }
+
+    template <int MR, int NR>
+    static void tile(const X* x, int64_t ldx, const T* w, int64_t ldw, int64_t length, bool begins, bool ends,
+                     Vec* parked, float* c, int64_t ldc) {
+        Vec lanes[MR * NR];
+        for (int i = 0; i < MR * NR; ++i) lanes[i] = begins ? zero() : parked[i];
+        int64_t k = 0;
+        for (; k + D::K <= length; k += D::K) {
+            typename D::Operand xs[MR];
+            for (int i = 0; i < MR; ++i) xs[i] = D::load_x(x + i * ldx + k);
+            for (int j = 0; j < NR; ++j) {
+                const typename D::Operand ws = D::load_w(w + j * ldw + k);
+                for (int i = 0; i < MR; ++i) lanes[i * NR + j] = D::dot(xs[i], ws, lanes[i * NR + j]);
+            }
+        }
+        if (k < length) {
+            for (int j = 0; j < NR; ++j) {
+                const typename D::Operand ws = D::load_w_first(w + j * ldw + k, length - k);
+                for (int i = 0; i < MR; ++i)
+                    lanes[i * NR + j] = D::dot(D::load_x(x + i * ldx + k), ws, lanes[i * NR + j]);
+            }
+        }
+        if (!ends) {
+            for (int i = 0; i < MR * NR; ++i) parked[i] = lanes[i];
+            return;
+        }
+        float out[MR * NR];
+        add_lanes<MR * NR>(lanes, out);
+        for (int i = 0; i < MR; ++i) __builtin_memcpy(c + i * ldc, out + i * NR, NR * sizeof(float));
+    }
+
+    template <int n>
+    static void add_lanes(const Vec* lanes, float* out) {
+        if constexpr (n > 16) {
+            sums<16>(lanes, out);
+            add_lanes<n - 16>(lanes + 16, out + 16);
+        } else {
+            sums<n>(lanes, out);
+        }
+    }
+};

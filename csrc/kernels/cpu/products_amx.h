@@ -1,0 +1,308 @@
+#pragma once
+
+// Products of bfloat16 on AMX tiles, y = x W^T. Included inside the namespace of the AMX instruction set, after products.h.
+//
+// W is the left operand: its row-major rows are loaded as they lie, 16 rows x 32 columns a tile. x is the right one, packed
+// in pairs of columns: [K / 2][rows of a block of 16][2]. A tile of sums is [16 rows of W, rows of the block]. Each sum
+// takes its products 32 at a time in the order of K, as tdpbf16ps has it: the same for any number of rows.
+
+#include "kernels/cpu/products.h"
+
+// g++ 12 does not know that the tile instructions read memory: without this, what was just written might not be there yet.
+inline void finish_writes() { asm volatile("" ::: "memory"); }
+
+struct TileShape {
+    uint8_t rows[8], bytes[8];
+
+    bool operator==(const TileShape& other) const { return __builtin_memcmp(this, &other, sizeof *this) == 0; }
+};
+
+// The tiles of this thread while it computes a unit; released at its end, so that nobody else pays for saving them.
+class Tiles {
+public:
+    ~Tiles() {
+        if (configured_) _tile_release();
+    }
+
+    void shape(const TileShape& shape) {
+        if (configured_ && shape == shape_) return;
+        struct {
+            uint8_t palette, start_row, reserved[14];
+            uint16_t bytes[16];
+            uint8_t rows[16];
+        } config = {};
+        config.palette = 1;
+        for (int i = 0; i < 8; ++i) {
+            config.rows[i] = shape.rows[i];
+            config.bytes[i] = shape.bytes[i];
+        }
+        finish_writes();
+        _tile_loadconfig(&config);
+        shape_ = shape;
+        configured_ = true;
+    }
+
+private:
+    TileShape shape_;
+    bool configured_ = false;
+};
+
+template <>
+struct Product<BFloat16> {
+    static int64_t operand_row(int64_t columns) { return round_up(columns, 32); }
+    static int64_t operand_bytes(int64_t rows, int64_t columns) { return rows * operand_row(columns) * 2; }
+
+    static void pack(void* operand, int64_t rows, int64_t row, int64_t columns, int64_t first, const float* values,
+                     int64_t n) {
+        const int64_t block = row / 16 * 16, width = smaller(16, rows - block), padded = operand_row(columns);
+        BFloat16* to = static_cast<BFloat16*>(operand) + block * padded + (row - block) * 2;
+        for (int64_t done = 0; done < n; done += 32) {
+            BFloat16 narrow[32];
+            const int64_t count = smaller(32, n - done);
+            convert(values + done, narrow, count);
+            for (int64_t i = 0; i < count; ++i) {
+                const int64_t k = first + done + i;
+                to[k / 2 * width * 2 + k % 2] = narrow[i];
+            }
+        }
+        if (first + n == columns) {
+            for (int64_t k = columns; k < padded; ++k) to[k / 2 * width * 2 + k % 2] = {0};
+        }
+    }
+
+    static int64_t unit_rows(int64_t /*rows_of_x*/, int64_t rows_of_w, int team_size) {
+        return rows_of_w >= 64 * 4 * team_size ? 64 : 32;
+    }
+
+    static int64_t parked_bytes() { return 2 * 16 * 16 * 4 + 2 * 16 * 32 * 2; }
+
+    static void run(const Matrix& w, int64_t first, int64_t n, const void* operand, int64_t rows, int64_t row,
+                    int64_t m, float* c, int64_t ldc, void* parked) {
+        finish_writes();
+        Tiles tiles;
+        const Call call{static_cast<const BFloat16*>(w.weight) + first * w.stride,
+                        w.stride,
+                        w.columns,
+                        static_cast<const BFloat16*>(operand),
+                        rows,
+                        c,
+                        ldc,
+                        row,
+                        static_cast<float*>(parked)};
+        const int64_t last = row + m;
+        while (row < last) {
+            const bool two = last - row > 16;
+            for (int64_t j = 0; j < n;) {
+                if (two) {
+                    pair_of_blocks(call, tiles, row, smaller(16, last - row - 16), j, smaller(32, n - j));
+                    j += 32;
+                } else {
+                    single_block(call, tiles, row, last - row, j, smaller(64, n - j));
+                    j += 64;
+                }
+            }
+            row += two ? 32 : 16;
+        }
+    }
+
+private:
+    struct Call {
+        const BFloat16* w;
+        int64_t ldw, columns;
+        const BFloat16* x;
+        int64_t rows;  // of the operand
+        float* c;
+        int64_t ldc, first_row;
+        float* scratch;
+
+        const BFloat16* block(int64_t row) const { return x + row * operand_row(columns); }
+        int64_t width(int64_t row) const { return smaller(16, rows - row); }
+        float* out(int64_t row, int64_t n) const { return c + (row - first_row) * ldc + n; }
+        BFloat16* tail() const { return reinterpret_cast<BFloat16*>(scratch + 2 * 16 * 16); }
+    };
+
+    // The columns of W behind the last whole 32, filled up with zeros: [rows, 32]
+    static void copy_tail(const Call& call, int64_t n, int64_t rows, BFloat16* to) {
+        const int64_t begin = call.columns / 32 * 32;
+        for (int64_t i = 0; i < rows; ++i) {
+            const __mmask32 mask = static_cast<__mmask32>((uint64_t{1} << (call.columns - begin)) - 1);
+            _mm512_storeu_si512(to + i * 32, _mm512_maskz_loadu_epi16(mask, call.w + (n + i) * call.ldw + begin));
+        }
+        finish_writes();
+    }
+
+    // Up to 64 rows of W by one block of x: sums in tiles 0 to 3, W in 4 and 5, x in 6.
+    static void single_block(const Call& call, Tiles& tiles, int64_t row, int64_t m, int64_t n, int64_t count) {
+        const int64_t width = call.width(row), whole = count / 16, rest = count % 16;
+        if (whole == 4) {
+            block_by<4>(call, tiles, row, m, width, n, 16);
+        } else if (whole == 3) {
+            block_by<3>(call, tiles, row, m, width, n, 16);
+        } else if (whole == 2) {
+            block_by<2>(call, tiles, row, m, width, n, 16);
+        } else if (whole == 1) {
+            block_by<1>(call, tiles, row, m, width, n, 16);
+        }
+        if (rest > 0) block_by<1>(call, tiles, row, m, width, n + whole * 16, rest);
+    }
+
+    template <int num>
+    static void block_by(const Call& call, Tiles& tiles, int64_t row, int64_t m, int64_t width, int64_t n,
+                         int64_t rows_of_w) {
+        const uint8_t rw = static_cast<uint8_t>(rows_of_w), bx = static_cast<uint8_t>(4 * width);
+        tiles.shape({{rw, rw, rw, rw, rw, rw, 16, 16}, {bx, bx, bx, bx, 64, 64, bx, bx}});
+        const BFloat16 *w = call.w + n * call.ldw, *x = call.block(row);
+        const int64_t ldw = call.ldw * 2, ldx = width * 4;
+        _tile_zero(0);
+        if constexpr (num > 1) _tile_zero(1);
+        if constexpr (num > 2) _tile_zero(2);
+        if constexpr (num > 3) _tile_zero(3);
+        int64_t k = 0;
+        for (; k + 32 <= call.columns; k += 32) {
+            _tile_loadd(6, x + k * width, ldx);
+            _tile_loadd(4, w + k, ldw);
+            _tile_dpbf16ps(0, 4, 6);
+            if constexpr (num > 1) {
+                _tile_loadd(5, w + 16 * call.ldw + k, ldw);
+                _tile_dpbf16ps(1, 5, 6);
+            }
+            if constexpr (num > 2) {
+                _tile_loadd(4, w + 32 * call.ldw + k, ldw);
+                _tile_dpbf16ps(2, 4, 6);
+            }
+            if constexpr (num > 3) {
+                _tile_loadd(5, w + 48 * call.ldw + k, ldw);
+                _tile_dpbf16ps(3, 5, 6);
+            }
+        }
+        if (k < call.columns) {
+            _tile_loadd(6, x + k * width, ldx);
+            copy_tail(call, n, rows_of_w, call.tail());
+            _tile_loadd(4, call.tail(), 64);
+            _tile_dpbf16ps(0, 4, 6);
+            if constexpr (num > 1) {
+                copy_tail(call, n + 16, 16, call.tail());
+                _tile_loadd(4, call.tail(), 64);
+                _tile_dpbf16ps(1, 4, 6);
+            }
+            if constexpr (num > 2) {
+                copy_tail(call, n + 32, 16, call.tail());
+                _tile_loadd(4, call.tail(), 64);
+                _tile_dpbf16ps(2, 4, 6);
+            }
+            if constexpr (num > 3) {
+                copy_tail(call, n + 48, 16, call.tail());
+                _tile_loadd(4, call.tail(), 64);
+                _tile_dpbf16ps(3, 4, 6);
+            }
+        }
+        give<0>(call, row, m, width, n, rows_of_w);
+        if constexpr (num > 1) give<1>(call, row, m, width, n + 16, 16);
+        if constexpr (num > 2) give<2>(call, row, m, width, n + 32, 16);
+        if constexpr (num > 3) give<3>(call, row, m, width, n + 48, 16);
+    }
+
+    // Up to 32 rows of W by two blocks of x, 16 rows and `second`: sums in tiles 0 to 3, W in 4 and 5, x in 6 and 7.
+    static void pair_of_blocks(const Call& call, Tiles& tiles, int64_t row, int64_t second, int64_t n, int64_t count) {
+        if (count < 32) {
+            single_block(call, tiles, row, 16, n, count);
+            single_block(call, tiles, row + 16, second, n, count);
+            return;
+        }
+        const int64_t width = call.width(row + 16);
+        const uint8_t bx = static_cast<uint8_t>(4 * width);
+        tiles.shape({{16, 16, 16, 16, 16, 16, 16, 16}, {64, bx, 64, bx, 64, 64, 64, bx}});
+        const BFloat16 *w0 = call.w + n * call.ldw, *w1 = w0 + 16 * call.ldw;
+        const BFloat16 *x0 = call.block(row), *x1 = call.block(row + 16);
+        const int64_t ldw = call.ldw * 2, ldx = width * 4;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        int64_t k = 0;
+        for (; k + 32 <= call.columns; k += 32) {
+            _tile_loadd(6, x0 + k * 16, 64);
+            _tile_loadd(4, w0 + k, ldw);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, x1 + k * width, ldx);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_loadd(5, w1 + k, ldw);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+        if (k < call.columns) {
+            BFloat16 *tail0 = call.tail(), *tail1 = tail0 + 16 * 32;
+            copy_tail(call, n, 16, tail0);
+            copy_tail(call, n + 16, 16, tail1);
+            _tile_loadd(6, x0 + k * 16, 64);
+            _tile_loadd(7, x1 + k * width, ldx);
+            _tile_loadd(4, tail0, 64);
+            _tile_loadd(5, tail1, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+        give<0>(call, row, 16, 16, n, 16);
+        give<1>(call, row + 16, second, width, n, 16);
+        give<2>(call, row, 16, 16, n + 16, 16);
+        give<3>(call, row + 16, second, width, n + 16, 16);
+    }
+
+    // A tile of sums [rows of W, width] to the result [m, rows of W].
+    template <int tile>
+    static void give(const Call& call, int64_t row, int64_t m, int64_t width, int64_t n, int64_t rows_of_w) {
+        float* out = call.out(row, n);
+        if (width == 1) return store_tile<tile>(out, 4);
+        store_tile<tile>(call.scratch, 64);
+        if (m == 16 && rows_of_w == 16) {
+            transpose(call.scratch, out, call.ldc);
+            return;
+        }
+        for (int64_t i = 0; i < m; ++i) {
+            for (int64_t j = 0; j < rows_of_w; ++j) out[i * call.ldc + j] = call.scratch[j * 16 + i];
+        }
+    }
+
+    // The compiler wants the tile's number as a literal.
+    template <int tile>
+    static void store_tile(float* to, int64_t stride) {
+        if constexpr (tile == 0) _tile_stored(0, to, stride);
+        if constexpr (tile == 1) _tile_stored(1, to, stride);
+        if constexpr (tile == 2) _tile_stored(2, to, stride);
+        if constexpr (tile == 3) _tile_stored(3, to, stride);
+    }
+
+    // 16 x 16
+    static void transpose(const float* from, float* to, int64_t stride) {
+        __m512 a[16], b[16];
+        for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(from + 16 * i);
+        for (int i = 0; i < 16; i += 2) {
+            b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+            b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+        }
+        for (int i = 0; i < 16; i += 4) {
+            for (int j = 0; j < 2; ++j) {
+                a[i + 2 * j] = unpack_low(b[i + j], b[i + j + 2]);
+                a[i + 2 * j + 1] = unpack_high(b[i + j], b[i + j + 2]);
+            }
+        }
+        // a[4 g + r]: row r + 4 c of the result in 128-bit part c, its columns 4 g to 4 g + 3
+        for (int r = 0; r < 4; ++r) {
+            const __m512 low0 = _mm512_shuffle_f32x4(a[r], a[4 + r], 0x44);
+            const __m512 low1 = _mm512_shuffle_f32x4(a[8 + r], a[12 + r], 0x44);
+            const __m512 high0 = _mm512_shuffle_f32x4(a[r], a[4 + r], 0xee);
+            const __m512 high1 = _mm512_shuffle_f32x4(a[8 + r], a[12 + r], 0xee);
+            _mm512_storeu_ps(to + r * stride, _mm512_shuffle_f32x4(low0, low1, 0x88));
+            _mm512_storeu_ps(to + (r + 4) * stride, _mm512_shuffle_f32x4(low0, low1, 0xdd));
+            _mm512_storeu_ps(to + (r + 8) * stride, _mm512_shuffle_f32x4(high0, high1, 0x88));
+            _mm512_storeu_ps(to + (r + 12) * stride, _mm512_shuffle_f32x4(high0, high1, 0xdd));
+        }
+    }
+    static __m512 unpack_low(__m512 a, __m512 b) {
+        return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+    }
+    static __m512 unpack_high(__m512 a, __m512 b) {
+        return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+    }
+};

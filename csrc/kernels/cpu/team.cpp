@@ -1,0 +1,66 @@
+#include "kernels/cpu/team.h"
+
+#include <thread>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace demiurgic::cpu {
+
+namespace {
+
+// Long enough for members that finish a phase a few microseconds apart, short enough that on an oversubscribed machine the
+// member that is waited for gets the core.
+constexpr int kSpins = 200;
+
+void pause() {
+#if defined(__x86_64__) || defined(_M_X64)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+int64_t Team::take() { return next_unit_.fetch_add(1, std::memory_order_relaxed); }
+
+void Team::barrier() {
+    const uint32_t phase = phase_.load(std::memory_order_relaxed);
+    if (num_waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == size()) {
+        num_waiting_.store(0, std::memory_order_relaxed);
+        next_unit_.store(0, std::memory_order_relaxed);
+        phase_.store(phase + 1, std::memory_order_release);
+    } else {
+        for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
+            if (stopped_.load(std::memory_order_acquire)) throw Stopped{};
+            if (spins < kSpins) {
+                pause();
+            } else {
+                std::this_thread::yield();
+            }
+        }
+    }
+}
+
+void Team::run_member(const std::function<void()>& work) noexcept {
+    try {
+        work();
+    } catch (const Stopped&) {
+    } catch (...) {
+        stop(std::current_exception());
+    }
+}
+
+void Team::stop(std::exception_ptr error) noexcept {
+    if (failing_.exchange(true)) return;
+    error_ = std::move(error);
+    stopped_.store(true, std::memory_order_release);
+}
+
+void Team::rethrow() const {
+    if (stopped_.load(std::memory_order_acquire)) std::rethrow_exception(error_);
+}
+
+}  // namespace demiurgic::cpu

@@ -1,0 +1,97 @@
+#pragma once
+
+// 16 lanes of float32 (AVX-512F, VL, BW, DQ, and F16C). Included inside the namespace of an instruction set.
+
+struct Vec {
+    static constexpr int N = 16;
+    __m512 v;
+};
+
+inline __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+inline Vec zero() { return {_mm512_setzero_ps()}; }
+inline Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
+
+inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline Vec load(const Float16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+inline Vec widen(__m256i bfloat16) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16), 16))};
+}
+inline Vec load(const BFloat16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+
+// The first n lanes, n < 16; the others are 0 and not read.
+inline Vec load_first(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+inline Vec load_first(const Float16* p, int64_t n) { return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p))}; }
+inline Vec load_first(const BFloat16* p, int64_t n) { return widen(_mm256_maskz_loadu_epi16(first(n), p)); }
+
+inline __m256i narrow_to_bfloat16(Vec x) {
+    const __m512i bits = _mm512_castps_si512(x.v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+    const __m512i result = _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7fc00000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16));
+}
+
+inline void store(float* p, Vec x) { _mm512_storeu_ps(p, x.v); }
+inline void store(BFloat16* p, Vec x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_to_bfloat16(x)); }
+inline void store(Float16* p, Vec x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }  // b where either is NaN
+inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }  // b where either is NaN
+inline Vec round(Vec x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline Vec times_power_of_two(Vec x, Vec k) { return {_mm512_scalef_ps(x.v, k.v)}; }
+inline Vec keep_first(Vec x, int64_t n) { return {_mm512_maskz_mov_ps(first(n), x.v)}; }  // n < 16; the others are 0
+inline Vec where_first(int64_t n, Vec x, Vec y) { return {_mm512_mask_mov_ps(y.v, first(n), x.v)}; }
+
+// The sums of 16 vectors in one: at each level lane i meets lane i + 8, i + 4, i + 2, i + 1 of its vector, as in sum().
+inline Vec halves(Vec a, Vec b) {
+    return {_mm512_add_ps(_mm512_mask_blend_ps(0xff00, a.v, b.v), _mm512_shuffle_f32x4(a.v, b.v, 0x4e))};
+}
+inline Vec quarters(Vec a, Vec b) {
+    const __m512i other = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
+    return {_mm512_add_ps(_mm512_mask_blend_ps(0xf0f0, a.v, b.v), _mm512_permutex2var_ps(a.v, other, b.v))};
+}
+inline Vec pairs(Vec a, Vec b) {
+    return {
+        _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, a.v, b.v), _mm512_shuffle_ps(a.v, b.v, _MM_SHUFFLE(1, 0, 3, 2)))};
+}
+inline Vec singles(Vec a, Vec b) {
+    const __m512i other = _mm512_setr_epi32(1, 16, 3, 18, 5, 20, 7, 22, 9, 24, 11, 26, 13, 28, 15, 30);
+    return {_mm512_add_ps(_mm512_mask_blend_ps(0xaaaa, a.v, b.v), _mm512_permutex2var_ps(a.v, other, b.v))};
+}
+
+// The sums of `n` vectors of 16 lanes each, n from 1 to 16, to out[0..n).
+template <int n>
+inline void sums(const Vec* x, float* out) {
+    Vec level[16];
+    if constexpr (n > 8) {
+        for (int i = 0; i < 8; ++i) level[i] = halves(x[i], i + 8 < n ? x[i + 8] : x[i]);
+    } else {
+        for (int i = 0; i < n; ++i) level[i] = halves(x[i], x[i]);
+    }
+    constexpr int left8 = n < 8 ? n : 8, left4 = n < 4 ? n : 4, left2 = n < 2 ? n : 2;
+    for (int i = 0; i < left4; ++i) level[i] = quarters(level[i], level[i + 4 < left8 ? i + 4 : i]);
+    for (int i = 0; i < left2; ++i) level[i] = pairs(level[i], level[i + 2 < left4 ? i + 2 : i]);
+    level[0] = singles(level[0], level[1 < left2 ? 1 : 0]);
+    if constexpr (n == 16) {
+        store(out, level[0]);
+    } else {
+        _mm512_mask_storeu_ps(out, first(n), level[0].v);
+    }
+}
+
+inline float sum(Vec x) {
+    float out;
+    sums<1>(&x, &out);
+    return out;
+}
+
+inline float largest(Vec x) { return _mm512_reduce_max_ps(x.v); }
