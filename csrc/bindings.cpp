@@ -455,10 +455,10 @@ void bind_engine(py::module_& m) {
             },
             "request"_a,
             "Adds every prompt num_return_sequences times; nothing is computed before the call is advanced.")
-        .def("score", &score_rows, "rows"_a, "max_running"_a,
-             "For each row the log-probabilities of all its tokens but the first, and a message where it ended in an "
-             "error (else an empty string); they are then those before it. The GIL is released. Ctrl-C raises "
-             "KeyboardInterrupt on the main thread.")
+        .def(
+            "score", &score_rows, "rows"_a, "max_running"_a,
+            "For each row the log-probabilities of all its tokens but the first, and an empty string; or none, and the "
+            "message of an error. The GIL is released. Ctrl-C raises KeyboardInterrupt on the main thread.")
         .def("serves", &Engine::serves, "weights"_a, "cache_bytes"_a, "max_step_tokens"_a,
              "Whether calls on these live tensors, with these limits, can share this engine.")
         .def("counters", &counters, "Steps, computed tokens, preemptions, used blocks and bytes of the cache so far.");

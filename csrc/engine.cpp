@@ -366,12 +366,16 @@ void Engine::accept_scores(const std::vector<Work>& work, const std::vector<floa
     for (const Work& part : work) {
         Sequence& sequence = *part.sequence;
         if (!sequence.scored) continue;
-        const auto end = next + part.count, wrong = std::find_if(next, end, [](float s) { return std::isnan(s); });
+        const auto end = next + part.count;
+        const bool failed = std::any_of(next, end, [](float logprob) { return std::isnan(logprob); });
         sequence.logprobs.resize(part.start);  // after a preemption they come again
-        sequence.logprobs.insert(sequence.logprobs.end(), next, wrong);
+        sequence.logprobs.insert(sequence.logprobs.end(), next, end);
         next = end;
-        if (wrong != end) sequence.error = explain(kNotFinite);
-        const FinishReason reason = wrong != end ? FinishReason::error : reason_to_stop(sequence);
+        if (failed) {
+            sequence.error = explain(kNotFinite);
+            sequence.logprobs.clear();  // how many come before the first NaN depends on the chunks
+        }
+        const FinishReason reason = failed ? FinishReason::error : reason_to_stop(sequence);
         if (reason != FinishReason::none) finish(sequence, reason);
     }
 }

@@ -25,7 +25,7 @@ struct Request {
 
 // A row of Engine::score.
 struct Score {
-    std::vector<float> logprobs;  // of all tokens but the first; where there is an error, of those before it
+    std::vector<float> logprobs;  // of all tokens but the first; empty where there is an error
     std::string error;            // "" where all is well
 };
 

@@ -182,10 +182,7 @@ class Engine:
     def add(self, request: Request) -> Call:
         """Adds every prompt num_return_sequences times; nothing is computed before the call is advanced."""
     def score(self, rows: Sequence[Sequence[int]], max_running: int) -> list[tuple[list[float], str]]:
-        """For each row the log-probabilities of all its tokens but the first, and a message where it ended in an error.
-
-        The message is else an empty string; with one, the numbers are those before the error.
-        """
+        """For each row the log-probabilities of all its tokens but the first, and ""; or none, and the error."""
     def serves(self, weights: Weights, cache_bytes: int | None, max_step_tokens: int) -> bool:
         """Whether calls on these live tensors, with these limits, can share this engine."""
     def counters(self) -> dict[str, int]:

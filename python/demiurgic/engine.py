@@ -63,7 +63,7 @@ class GenerationError(RuntimeError):
 class ScoreError(RuntimeError):
     """The model gave a row logits that are no distribution; the others are finished.
 
-    `result` is what score would have returned, with nan in that row from the error on.
+    `result` is what score would have returned, with nan in all of that row.
     """
 
     def __init__(self, message: str, result: Tensor) -> None:
@@ -150,9 +150,9 @@ def score(
 ) -> Tensor:
     """How probable `model` finds given tokens, with the weights that it has now.
 
-    The log-softmax of the model's logits, without any option of generate: for tokens that generate made, its `logprobs`.
-    Long rows go in pieces; there are never the logits of more than 128 tokens at a time. The module and the random state
-    are left as they are. Several threads may score and generate on one model at a time.
+    The log-softmax of the model's logits, without any option of generate; for tokens that generate made, `logprobs`.
+    Long rows go in pieces: there are never the logits of more than 128 of their tokens at a time. The module and the
+    random state are left as they are. Several threads may score and generate on one model at a time.
 
     Args:
         model: a DemiurgicForCausalLM, also inside DistributedDataParallel or torch.compile.
