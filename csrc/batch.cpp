@@ -19,11 +19,15 @@ at::Tensor on_device(const std::vector<int64_t>& values, at::Device device) {
 }  // namespace
 
 Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device device) {
-    std::vector<int64_t> token_ids, position_ids, slot_ids, last_tokens;
+    std::vector<int64_t> token_ids, position_ids, slot_ids, last_tokens, followed, scored;
     size_t most_blocks = 1;
     for (const auto& [sequence, start, count] : work) {
         rows.push_back({static_cast<int64_t>(token_ids.size()), count, start + count});
         for (int64_t position = start; position < start + count; ++position) {
+            if (sequence->scored) {
+                followed.push_back(static_cast<int64_t>(token_ids.size()));
+                scored.push_back(sequence->tokens[position + 1]);
+            }
             token_ids.push_back(sequence->tokens[position]);
             position_ids.push_back(position);
             slot_ids.push_back(sequence->blocks[position / block_size] * block_size + position % block_size);
@@ -37,7 +41,9 @@ Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device devic
     tokens = on_device(token_ids, device);
     positions = on_device(position_ids, device);
     slots = on_device(slot_ids, device);
+    last_tokens.insert(last_tokens.end(), followed.begin(), followed.end());
     logit_rows = on_device(last_tokens, device);
+    scored_tokens = on_device(scored, device);
 
     const int64_t num_rows = static_cast<int64_t>(rows.size());
     block_table = at::zeros({num_rows, static_cast<int64_t>(most_blocks)}, at::TensorOptions().dtype(at::kLong));

@@ -411,6 +411,18 @@ void bind_call(py::module_& m) {
              "Seconds in steps with prompt tokens of this call (prefill) and in its other steps (decode).");
 }
 
+std::vector<std::pair<std::vector<float>, std::string>> score_rows(Engine& engine,
+                                                                   const std::vector<std::vector<int64_t>>& rows,
+                                                                   int64_t max_running) {
+    SignalPoll poll;
+    const py::gil_scoped_release release;
+    std::vector<std::pair<std::vector<float>, std::string>> result;
+    for (Score& row : engine.score(rows, max_running, std::ref(poll))) {
+        result.emplace_back(std::move(row.logprobs), std::move(row.error));
+    }
+    return result;
+}
+
 py::dict counters(const Engine& engine) {
     const EngineCounters c = engine.counters();
     return py::dict("num_steps"_a = c.num_steps, "num_computed_tokens"_a = c.num_computed_tokens,
@@ -443,6 +455,10 @@ void bind_engine(py::module_& m) {
             },
             "request"_a,
             "Adds every prompt num_return_sequences times; nothing is computed before the call is advanced.")
+        .def(
+            "score", &score_rows, "rows"_a, "max_running"_a,
+            "For each row the log-probabilities of all its tokens but the first, and an empty string; or none, and the "
+            "message of an error. The GIL is released. Ctrl-C raises KeyboardInterrupt on the main thread.")
         .def("serves", &Engine::serves, "weights"_a, "cache_bytes"_a, "max_step_tokens"_a,
              "Whether calls on these live tensors, with these limits, can share this engine.")
         .def("counters", &counters, "Steps, computed tokens, preemptions, used blocks and bytes of the cache so far.");
@@ -472,6 +488,7 @@ PYBIND11_MODULE(_C, m) {
     bind_call(m);
     bind_engine(m);
     m.def(
-        "kernels_info", [](const std::string& device) { return kernels_for(at::Device(device), at::kFloat).implementations(); },
+        "kernels_info",
+        [](const std::string& device) { return kernels_for(at::Device(device), at::kFloat).implementations(); },
         "device"_a, "Which implementation serves each entry of the kernel table on a device.");
 }

@@ -17,7 +17,7 @@ class Decoder {
 public:
     Decoder(const Weights& weights, const Kernels& kernels);
 
-    // The logits [R, V] float32 of the batch's sampled sequences, valid until the next step; keys and values of all its
+    // The logits [R, V] float32 of the batch's `logit_rows`, valid until the next step; keys and values of all its
     // tokens go to the cache.
     at::Tensor decode(const Batch& batch, KVCache& cache, const Poll& poll);
 

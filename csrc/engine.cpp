@@ -1,5 +1,6 @@
 #include "engine.h"
 
+#include "scorer.h"
 #include "stopping.h"
 
 #include <ATen/core/grad_mode.h>
@@ -76,21 +77,29 @@ bool Engine::serves(const Weights& weights, std::optional<int64_t> cache_bytes, 
 
 namespace {
 
+void check_max_running(int64_t max_running) {
+    if (max_running < 1) throw std::invalid_argument("max_running must be 1 or more.");
+}
+
+void check_ids(const std::vector<int64_t>& ids, size_t row, int64_t vocab) {
+    for (const int64_t id : ids) {
+        if (id >= 0 && id < vocab) continue;
+        throw std::out_of_range("input_ids holds the id " + std::to_string(id) + " in row " + std::to_string(row) +
+                                ", but the vocabulary has the ids 0 to " + std::to_string(vocab - 1) + ".");
+    }
+}
+
 void check_prompts(const Request& request, int64_t vocab) {
     if (request.prompts.empty()) throw std::invalid_argument("input_ids holds no prompt; give at least one.");
     const size_t num_rows = request.prompts.size() * static_cast<size_t>(request.config.num_return_sequences);
     if (request.seeds.size() != num_rows) throw std::invalid_argument("There must be one seed a row.");
-    if (request.max_running < 1) throw std::invalid_argument("max_running must be 1 or more.");
+    check_max_running(request.max_running);
     for (size_t i = 0; i < request.prompts.size(); ++i) {
         if (request.prompts[i].empty()) {
             throw std::invalid_argument("The prompt of row " + std::to_string(i) +
                                         " is empty; give it at least one token, for instance BOS.");
         }
-        for (const int64_t id : request.prompts[i]) {
-            if (id >= 0 && id < vocab) continue;
-            throw std::out_of_range("input_ids holds the id " + std::to_string(id) + " in row " + std::to_string(i) +
-                                    ", but the vocabulary has the ids 0 to " + std::to_string(vocab - 1) + ".");
-        }
+        check_ids(request.prompts[i], i, vocab);
     }
 }
 
@@ -125,6 +134,22 @@ std::shared_ptr<Call> make_call(const Request& request) {
     return call;
 }
 
+std::shared_ptr<Call> make_scoring_call(const std::vector<std::vector<int64_t>>& rows, int64_t max_running) {
+    auto call = std::make_shared<Call>();
+    call->max_running = max_running;
+    GenerationConfig nothing;
+    nothing.max_new_tokens = 0;
+    nothing.eos_token_id = Ids{};
+    const auto config = std::make_shared<const GenerationConfig>(nothing);
+    for (const std::vector<int64_t>& row : rows) {
+        auto sequence = std::make_unique<Sequence>(row, config, /*seed=*/0);
+        sequence->scored = true;
+        sequence->call = call.get();
+        call->sequences.push_back(std::move(sequence));
+    }
+    return call;
+}
+
 }  // namespace
 
 void Engine::check(const Request& request) const {
@@ -142,19 +167,44 @@ void Engine::check(const Request& request) const {
 std::shared_ptr<Call> Engine::add(const Request& request, const Poll& poll) {
     check(request);
     std::shared_ptr<Call> call = make_call(request);
+    admit(call, poll);
+    return call;
+}
 
+std::vector<Score> Engine::score(const std::vector<std::vector<int64_t>>& rows, int64_t max_running, const Poll& poll) {
+    check_max_running(max_running);
+    for (size_t i = 0; i < rows.size(); ++i) check_ids(rows[i], i, weights_.config().vocab_size);
+    {
+        const std::lock_guard lock(mutex_);
+        const int64_t most = most_blocks();
+        for (const std::vector<int64_t>& row : rows) check_room_to_score(static_cast<int64_t>(row.size()), most);
+    }
+    const std::shared_ptr<Call> call = make_scoring_call(rows, max_running);
+    admit(call, poll);
+    try {
+        while (advance(*call, poll)) {
+        }
+    } catch (...) {
+        cancel(*call);
+        throw;
+    }
+    std::vector<Score> scores;  // the call is finished: no thread changes its sequences any more
+    for (const auto& sequence : call->sequences) scores.push_back({sequence->logprobs, sequence->error});
+    return scores;
+}
+
+void Engine::admit(const std::shared_ptr<Call>& call, const Poll& poll) {
     std::unique_lock lock(mutex_);
     wait_for_step(lock, poll);
     grow_cache(*call);
     for (const auto& sequence : call->sequences) {
         ++call->num_unfinished;
         scheduler_.add(*sequence);
-        const FinishReason reason = reason_to_stop(*sequence);  // nothing to generate
+        const FinishReason reason = reason_to_stop(*sequence);  // nothing to generate or to score
         if (reason != FinishReason::none) finish(*sequence, reason);
     }
     if (!call->finished()) calls_.push_back(call);
     step_done_.notify_all();
-    return call;
 }
 
 // Waits for the end of a step, or a little; `poll` is asked without the lock.
@@ -193,12 +243,23 @@ void Engine::check_room(int64_t prompt_length, const GenerationConfig& config, i
     if (max_tokens <= prompt_length) return;
     const int64_t needed = blocks_.blocks_for(max_tokens - 1);  // the last token is never looked at
     if (needed <= most_blocks) return;
-    const double block_bytes = static_cast<double>(cache_.block_bytes());
     throw NoRoom("A row of " + std::to_string(prompt_length) + " prompt tokens that may grow to " +
-                 std::to_string(max_tokens) + " needs " + megabytes(static_cast<double>(needed) * block_bytes) +
-                 " of key/value cache, but " + (cache_bytes_ ? "cache_bytes allows " : "the device has room for ") +
-                 megabytes(static_cast<double>(most_blocks) * block_bytes) + "; lower max_new_tokens" +
+                 std::to_string(max_tokens) + needs(needed, most_blocks) + "; lower max_new_tokens" +
                  (cache_bytes_ ? " or raise cache_bytes." : " or free memory."));
+}
+
+void Engine::check_room_to_score(int64_t length, int64_t most_blocks) const {
+    const int64_t needed = blocks_.blocks_for(length - 1);  // the last token is never looked at
+    if (needed <= most_blocks) return;
+    throw NoRoom("A row of " + std::to_string(length) + " tokens" + needs(needed, most_blocks) +
+                 "; score it in shorter pieces" + (cache_bytes_ ? " or raise cache_bytes." : " or free memory."));
+}
+
+std::string Engine::needs(int64_t num_blocks, int64_t most_blocks) const {
+    const double block_bytes = static_cast<double>(cache_.block_bytes());
+    return " needs " + megabytes(static_cast<double>(num_blocks) * block_bytes) + " of key/value cache, but " +
+           (cache_bytes_ ? "cache_bytes allows " : "the device has room for ") +
+           megabytes(static_cast<double>(most_blocks) * block_bytes);
 }
 
 namespace {
@@ -214,12 +275,19 @@ double sum_of_largest(std::vector<int64_t> values, size_t count) {
 // Blocks with which no sequence of the call waits for one or is preempted, and every prompt is computed once.
 double blocks_wanted(const Call& call, const KVBlocks& blocks) {
     std::vector<int64_t> needs;
+    int64_t num_scored = 0;
     std::map<const SharedPrompt*, int64_t> prompts;  // stay while copies wait, also after a copy that ran has ended
     for (const auto& sequence : call.sequences) {
         if (sequence->finished()) continue;
+        num_scored += sequence->scored;
         needs.push_back(blocks.blocks_for(sequence->max_tokens - 1));
         if (sequence->shared_prompt)
             prompts[sequence->shared_prompt.get()] = blocks.blocks_for(sequence->prompt_length);
+    }
+    // Scored rows run one after the other, as far as they fit a step: few rows of many tokens, or many of few.
+    if (num_scored > 0) {
+        return std::min(sum_of_largest(needs, static_cast<size_t>(call.max_running)),
+                        sum_of_largest(needs, 2) + static_cast<double>(Scheduler::kMaxScoredTokens));
     }
     const size_t most = static_cast<size_t>(call.max_running);
     double wanted = sum_of_largest(needs, most);
@@ -265,21 +333,25 @@ void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
     cache_.copy(scheduler_.pending_copies());
     scheduler_.pending_copies().clear();
     const Batch batch(work, kBlockSize, weights_.device());
-    const std::vector<Sample> samples = compute(work, batch, poll);
+    const Results results = compute(work, batch, poll);
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
     lock.lock();
-    commit(work, batch, samples, seconds.count());
+    commit(work, batch, results, seconds.count());
 }
 
-std::vector<Sample> Engine::compute(const std::vector<Work>& work, const Batch& batch, const Poll& poll) {
-    if (work.empty()) return {};
+Engine::Results Engine::compute(const std::vector<Work>& work, const Batch& batch, const Poll& poll) {
+    Results results;
+    if (work.empty()) return results;
     const at::Tensor logits = decoder_.decode(batch, cache_, poll);
-    if (batch.sampled.empty()) return {};
-    return sample(logits, batch.sampled, kernels_);
+    const int64_t num_sampled = static_cast<int64_t>(batch.sampled.size()), num_scored = batch.scored_tokens.size(0);
+    if (num_sampled > 0) results.samples = sample(logits.narrow(0, 0, num_sampled), batch.sampled, kernels_);
+    if (num_scored > 0) {
+        results.scores = log_probabilities(logits.narrow(0, num_sampled, num_scored), batch.scored_tokens, kernels_);
+    }
+    return results;
 }
 
-void Engine::commit(const std::vector<Work>& work, const Batch& batch, const std::vector<Sample>& samples,
-                    double seconds) {
+void Engine::commit(const std::vector<Work>& work, const Batch& batch, const Results& results, double seconds) {
     ++num_steps_;
     std::map<Call*, bool> calls;  // in this step, and whether it computed prompt tokens of theirs
     for (const Work& part : work) {
@@ -291,7 +363,28 @@ void Engine::commit(const std::vector<Work>& work, const Batch& batch, const std
         ++call->num_steps;
         (in_prompt ? call->prefill_seconds : call->decode_seconds) += seconds;
     }
-    for (size_t i = 0; i < samples.size(); ++i) accept(*batch.sampled[i], samples[i]);
+    for (size_t i = 0; i < results.samples.size(); ++i) accept(*batch.sampled[i], results.samples[i]);
+    accept_scores(work, results.scores);
+}
+
+// `scores` in the order of Batch::scored_tokens.
+void Engine::accept_scores(const std::vector<Work>& work, const std::vector<float>& scores) {
+    auto next = scores.begin();
+    for (const Work& part : work) {
+        Sequence& sequence = *part.sequence;
+        if (!sequence.scored) continue;
+        const auto end = next + part.count;
+        const bool failed = std::any_of(next, end, [](float logprob) { return std::isnan(logprob); });
+        sequence.logprobs.resize(part.start);  // after a preemption they come again
+        sequence.logprobs.insert(sequence.logprobs.end(), next, end);
+        next = end;
+        if (failed) {
+            sequence.error = explain(kNotFinite);
+            sequence.logprobs.clear();  // how many come before the first NaN depends on the chunks
+        }
+        const FinishReason reason = failed ? FinishReason::error : reason_to_stop(sequence);
+        if (reason != FinishReason::none) finish(sequence, reason);
+    }
 }
 
 void Engine::accept(Sequence& sequence, const Sample& sample) {

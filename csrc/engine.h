@@ -23,6 +23,12 @@ struct Request {
     bool want_logprobs = false;
 };
 
+// A row of Engine::score.
+struct Score {
+    std::vector<float> logprobs;  // of all tokens but the first; empty where there is an error
+    std::string error;            // "" where all is well
+};
+
 struct EngineCounters {
     int64_t num_steps = 0;
     int64_t num_computed_tokens = 0;  // that went through the decoder
@@ -51,6 +57,14 @@ public:
     // Throws as check does, or what `poll` throws while a step of others is waited for; the engine is then as before.
     std::shared_ptr<Call> add(const Request& request, const Poll& poll);
 
+    // Natural logs of the probabilities that the model gives each token of `rows` after those before it: for n tokens
+    // n - 1 numbers, none for an empty row. They are the bits of the raw log-probabilities that a Call collects for tokens
+    // it generates, where the kernels keep the bits of a logit between batches. Chunks of a row go through the steps of
+    // the one loop, together with the calls of other threads; a step holds the logits of at most
+    // Scheduler::kMaxScoredTokens tokens. `max_running`: most rows at a time. Returns when all is done. Throws as add
+    // does, and what `poll` throws, which is asked as in advance; nothing of the rows is left behind then.
+    std::vector<Score> score(const std::vector<std::vector<int64_t>>& rows, int64_t max_running, const Poll& poll);
+
     // Runs steps, or waits for another thread's, until `call` has a new token or end. False where it is finished.
     // `poll` is asked between layers and while waiting; what it throws ends the step, without a trace, and leaves here.
     bool advance(Call& call, const Poll& poll);
@@ -70,13 +84,23 @@ private:
     void wait_for_step(std::unique_lock<std::mutex>& lock, const Poll& poll);
 
     void step(std::unique_lock<std::mutex>& lock, const Poll& poll);
-    std::vector<Sample> compute(const std::vector<Work>& work, const Batch& batch, const Poll& poll);
-    void commit(const std::vector<Work>& work, const Batch& batch, const std::vector<Sample>& samples, double seconds);
+    // What a step gives: a token for each of Batch::sampled, a log-probability for each of Batch::scored_tokens.
+    struct Results {
+        std::vector<Sample> samples;
+        std::vector<float> scores;
+    };
+
+    void admit(const std::shared_ptr<Call>& call, const Poll& poll);
+    Results compute(const std::vector<Work>& work, const Batch& batch, const Poll& poll);
+    void commit(const std::vector<Work>& work, const Batch& batch, const Results& results, double seconds);
     void accept(Sequence& sequence, const Sample& sample);
+    void accept_scores(const std::vector<Work>& work, const std::vector<float>& scores);
     void finish(Sequence& sequence, FinishReason reason);
     void remove_ended_calls();
     void grow_cache(const Call& added);
     void check_room(int64_t prompt_length, const GenerationConfig& config, int64_t most_blocks) const;
+    void check_room_to_score(int64_t length, int64_t most_blocks) const;
+    std::string needs(int64_t num_blocks, int64_t most_blocks) const;
     int64_t most_blocks() const;
     std::string explain(int64_t no_token) const;
 

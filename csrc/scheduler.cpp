@@ -21,38 +21,54 @@ std::vector<Work> Scheduler::plan() {
 
 namespace {
 
-int64_t tokens_left(const Sequence& sequence) { return sequence.size() - sequence.num_cached; }
+int64_t tokens_left(const Sequence& sequence) { return sequence.num_inputs() - sequence.num_cached; }
+
+bool past_prompt(const Sequence* sequence) { return !sequence->scored && tokens_left(*sequence) == 1; }
+
+// What a step has room for: tokens of prompts and of scored rows.
+struct Budget {
+    int64_t tokens;
+    int64_t scored_tokens = Scheduler::kMaxScoredTokens;
+
+    int64_t for_row(const Sequence& sequence) const {
+        return sequence.scored ? std::min(tokens, scored_tokens) : tokens;
+    }
+    void take(const Work& work) {
+        tokens -= work.count;
+        if (work.sequence->scored) scored_tokens -= work.count;
+    }
+};
 
 }  // namespace
 
 void Scheduler::plan_running(std::vector<Work>& plan) {
     // Sequences past their prompt always run, one token each; prompts share what is left of the budget.
-    const auto past_prompt = [](const Sequence* sequence) { return tokens_left(*sequence) == 1; };
-    int64_t budget =
-        std::max<int64_t>(1, max_step_tokens_ - std::count_if(running_.begin(), running_.end(), past_prompt));
+    Budget budget{
+        std::max<int64_t>(1, max_step_tokens_ - std::count_if(running_.begin(), running_.end(), past_prompt))};
     for (size_t i = 0; i < running_.size(); ++i) {  // preemption shortens running_ from behind
         Sequence& sequence = *running_[i];
-        const int64_t left = tokens_left(sequence);
-        const int64_t count = left == 1 ? 1 : std::min(left, budget);
+        const bool always_runs = past_prompt(&sequence);
+        const int64_t count = always_runs ? 1 : std::min(tokens_left(sequence), budget.for_row(sequence));
         if (count == 0) continue;
         if (!make_room(sequence, sequence.num_cached + count)) break;
-        if (left > 1) budget -= count;
         plan.push_back({&sequence, sequence.num_cached, count});
+        if (!always_runs) budget.take(plan.back());
     }
 }
 
 void Scheduler::plan_waiting(std::vector<Work>& plan) {
-    int64_t budget = max_step_tokens_;
-    for (const Work& work : plan) budget -= work.count;
-    for (size_t i = 0; i < waiting_.size() && budget > 0;) {
+    Budget budget{max_step_tokens_};
+    for (const Work& work : plan) budget.take(work);
+    for (size_t i = 0; i < waiting_.size() && budget.tokens > 0;) {
         Sequence& sequence = *waiting_[i];
-        if (!may_start(sequence)) {
+        if (!may_start(sequence) || budget.for_row(sequence) == 0) {
             ++i;
             continue;
         }
-        if (!start(sequence, budget, plan)) break;  // nobody overtakes a sequence that waits for blocks
+        if (!start(sequence, budget.for_row(sequence), plan))
+            break;  // nobody overtakes a sequence that waits for blocks
         waiting_.erase(waiting_.begin() + static_cast<int64_t>(i));
-        budget -= plan.back().count;
+        budget.take(plan.back());
     }
 }
 
@@ -69,7 +85,7 @@ bool Scheduler::start(Sequence& sequence, int64_t budget, std::vector<Work>& pla
     // A copy computes the last token of the prompt again, to get the logits that follow it.
     const int64_t cached = forks ? sequence.prompt_length - 1 : 0;
     const int64_t num_shared = cached / blocks_.block_size();
-    if (blocks_.blocks_for(sequence.size()) - num_shared > blocks_.num_free()) return false;
+    if (blocks_.blocks_for(sequence.num_inputs()) - num_shared > blocks_.num_free()) return false;
     if (forks) {
         blocks_.fork(shared->blocks, cached, sequence.blocks, pending_copies_);
         sequence.num_cached = cached;

@@ -16,7 +16,8 @@ struct Work {
     int64_t start;
     int64_t count;
 
-    // The last token that the sequence has is among them, so the step gives the logits of its next one.
+    // The last token that the sequence has is among them, so the step gives the logits of its next one. Never of a
+    // scored row, whose logits are wanted after each of these tokens.
     bool gives_token() const { return start + count == sequence->size(); }
 };
 
@@ -28,6 +29,10 @@ struct NoRoom : std::runtime_error {
 // A plan whose step was interrupted does no harm: the next plan holds the same work.
 class Scheduler {
 public:
+    // Most tokens of scored rows in a step: each has a row of logits, [V] float32. It bounds memory, however long the
+    // rows are.
+    static constexpr int64_t kMaxScoredTokens = 128;
+
     // A step computes at most `max_step_tokens` tokens of prompts, less one for each sequence that is past its prompt.
     Scheduler(KVBlocks& blocks, int64_t max_step_tokens) : blocks_(blocks), max_step_tokens_(max_step_tokens) {}
 

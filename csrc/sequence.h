@@ -26,11 +26,14 @@ struct TokenCount {
     int32_t counted = 0;    // for frequency_penalty and presence_penalty
 };
 
-// One row of a generation: its tokens, how many of them are in the cache, and why it stopped.
+// One row of a generation: its tokens, how many of them are in the cache, and why it stopped. Or a row that is scored: its
+// tokens are given, nothing is generated, and `logprobs` is of all tokens but the first.
 struct Sequence {
     Sequence(std::vector<int64_t> prompt, std::shared_ptr<const GenerationConfig> config, uint64_t seed);
 
     int64_t size() const { return static_cast<int64_t>(tokens.size()); }
+    // Tokens that go through the decoder. Nothing is predicted from the last token of a scored row.
+    int64_t num_inputs() const { return scored && !tokens.empty() ? size() - 1 : size(); }
     int64_t num_generated() const { return size() - prompt_length; }
     bool finished() const { return finish_reason != FinishReason::none; }
     bool uses_penalties() const;
@@ -43,13 +46,14 @@ struct Sequence {
     const std::shared_ptr<const GenerationConfig> config;  // eos_token_id is resolved: never nullopt
     const uint64_t seed;
     const int64_t max_tokens;  // prompt included
+    bool scored = false;
 
     std::unordered_map<int64_t, TokenCount> counts;  // empty where no penalty is on
 
     int64_t num_cached = 0;       // the first so many tokens have their keys and values in `blocks`
     std::vector<int32_t> blocks;  // cache blocks, in order of position
 
-    std::vector<float> logprobs;            // of generated tokens, by the model
+    std::vector<float> logprobs;            // of generated tokens, or those that are scored, by the model
     std::vector<float> processed_logprobs;  // of generated tokens, by what the options left
 
     FinishReason finish_reason = FinishReason::none;
@@ -70,7 +74,7 @@ struct SharedPrompt {
     std::vector<int32_t> blocks;  // the computed prompt, held for the members; empty until then
 };
 
-// The sequences of one call of generate.
+// The sequences of one call of generate or score.
 struct Call {
     std::vector<std::unique_ptr<Sequence>> sequences;  // in the order of the rows of the result
     int64_t max_running = 256;

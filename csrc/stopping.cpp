@@ -11,6 +11,9 @@ bool contains(const Ids& ids, int64_t id) { return std::find(ids.begin(), ids.en
 }  // namespace
 
 FinishReason reason_to_stop(const Sequence& sequence) {
+    if (sequence.scored) {
+        return sequence.num_cached == sequence.num_inputs() ? FinishReason::length : FinishReason::none;
+    }
     if (sequence.num_generated() > 0) {
         const int64_t last = sequence.tokens.back();
         if (contains(*sequence.config->eos_token_id, last)) return FinishReason::eos;

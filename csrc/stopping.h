@@ -6,7 +6,8 @@
 
 namespace demiurgic {
 
-// Why the sequence ends with its last token, or none. EOS and stop ids are looked at before the length.
+// Why the sequence ends with its last token, or none. EOS and stop ids are looked at before the length. A scored row ends,
+// by its length, once all that it looks at has been computed.
 FinishReason reason_to_stop(const Sequence& sequence);
 
 // True while min_length or min_new_tokens forbids the next token to be an EOS or stop id.

@@ -17,7 +17,7 @@ CXX_LAYERS = [
     {"sequence", "model_config"},
     {"stopping", "weights"},
     {"scheduler", "kv_cache"},
-    {"batch", "sampler"},
+    {"batch", "sampler", "scorer"},
     {"decoder"},
     {"engine"},
     {"bindings"},

@@ -37,6 +37,7 @@ from demiurgic import (
     GenerationConfig,
     cli,
     generate,
+    score,
 )
 from demiurgic.loading import SHIPPED_MODELS
 from demiurgic.tokenizer import Tokenizer
@@ -381,9 +382,15 @@ GALLERY: dict[str, list[Snippet]] = {
     "Warning: padding that may be tokens": [
         lambda: generate(tiny_model(pad_token_id=2, eos_token_id=2), [[5, 2], [6, 7]], seed=0, max_new_tokens=1)
     ],
-    "Warning: past the context": [call(max_new_tokens=300, stop_token_ids=list(range(97)), seed=0)],
+    "Warning: past the context": [
+        call(max_new_tokens=300, stop_token_ids=list(range(97)), seed=0),
+        lambda: score(tiny_model(), [1] * 300),
+    ],
     # room
-    "No room for the cache": [call(cache_bytes=10_000, max_new_tokens=200)],
+    "No room for the cache": [
+        call(cache_bytes=10_000, max_new_tokens=200),
+        lambda: score(tiny_model(), [1] * 200, cache_bytes=10_000),
+    ],
     # the model
     "Not a model": [
         spoilt(lambda model: nn.Linear(2, 2)),
@@ -428,6 +435,7 @@ GALLERY: dict[str, list[Snippet]] = {
         spoilt(with_overflow),
         row([3e38, 0.0, 0.0], repetition_penalty=1e-4, do_sample=False),
         row([1.0, 2.0, 3.0], bad_token_ids=[0, 1, 2]),
+        lambda: score(fixed_logits_model([0.0, NAN]), [0, 1]),
     ],
     # checkpoints
     "Files that are not there": [

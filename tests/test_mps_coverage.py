@@ -67,6 +67,10 @@ def preempted(engine: _C.Engine) -> None:
     assert engine.counters()["num_preemptions"] > 0
 
 
+def scored(engine: _C.Engine) -> None:
+    assert [len(logprobs) for logprobs, _ in engine.score(PROMPTS, 8)] == [17, 13]
+
+
 def not_finite(engine: _C.Engine) -> None:
     assert finish(engine.add(request([[1]], max_new_tokens=1))) == ["error"]
 
@@ -102,6 +106,7 @@ RECORDED: dict[str, tuple[Callable[[], DemiurgicForCausalLM], int | None, Callab
     "bfloat16, gated, norms in float32": (lambda: mixed(tiny_model(**BIASED)), None, three_tokens),
     "float16, silu": (lambda: tiny_model(activation_function="silu").to(torch.float16), None, three_tokens),
     "preempted": (tiny_model, CACHE_OF_4_BLOCKS, preempted),
+    "scored": (tiny_model, None, scored),
     "a parameter with NaN": (lambda: with_nan(tiny_model()), None, not_finite),
 }
 

@@ -81,7 +81,7 @@ std::map<std::string, std::string> Kernels::implementations() const {
         {"embed", embed.implementation},   {"attention_in", attention_in.implementation},
         {"attend", attend.implementation}, {"attention_out", attention_out.implementation},
         {"mlp", mlp.implementation},       {"head", head.implementation},
-        {"sample", sample.implementation},
+        {"sample", sample.implementation}, {"log_probability", log_probability.implementation},
     };
 }
 

@@ -128,6 +128,13 @@ struct SampleArgs {
     at::Tensor& processed_logprob;  // [R] float32, by what the options left
 };
 
+// The log-softmax of `logits` at one token a row, by the arithmetic of the sampler: the bits of SampleArgs::logprob.
+struct LogProbabilityArgs {
+    const at::Tensor& logits;  // [R, V] float32, as the model gave them
+    const at::Tensor& token;   // [R] int64
+    at::Tensor& logprob;       // [R] float32; nan where a logit of the row is NaN or +inf, or all are -inf
+};
+
 constexpr int64_t kNotFinite = -1;       // a logit is NaN or +inf
 constexpr int64_t kNothingAllowed = -2;  // every token is at -inf
 constexpr int64_t kOverflow = -3;        // penalties or temperature made the largest logit infinite
@@ -153,6 +160,7 @@ struct Kernels {
     Kernel<MlpArgs> mlp;
     Kernel<HeadArgs> head;
     Kernel<SampleArgs> sample;
+    Kernel<LogProbabilityArgs> log_probability;
 
     bool float_activations = false;         // x, q and attended are float32 whatever the weights are
     const cpu::Entries* entries = nullptr;  // for Context::entries

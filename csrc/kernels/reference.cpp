@@ -158,6 +158,7 @@ const Kernels& reference_kernels() {
         {mlp, "reference"},
         {head, "reference"},
         {reference_sample, "reference"},
+        {reference_log_probability, "reference"},
     };
     return table;
 }

@@ -4,7 +4,8 @@
 
 namespace demiurgic {
 
-// The entry `sample` of the reference table, in a file of its own.
+// The entries `sample` and `log_probability` of the reference table, in a file of their own.
 void reference_sample(Context&, const SampleArgs& args);
+void reference_log_probability(Context&, const LogProbabilityArgs& args);
 
 }  // namespace demiurgic

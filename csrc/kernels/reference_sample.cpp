@@ -10,6 +10,7 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "kernels/arithmetic.h"
@@ -159,7 +160,24 @@ at::Tensor filter(at::Tensor logits, const SampleArgs& args) {
     return logits;
 }
 
+at::Tensor is_not_finite(const at::Tensor& logits) { return logits.isnan().logical_or(logits == kInfinity).any(-1); }
+
+// Most logits at a time in reference_log_probability, whose intermediate tensors are several times as large. Rows are
+// independent of each other, so it changes no bit.
+constexpr int64_t kMostLogits = int64_t{1} << 20;
+
 }  // namespace
+
+void reference_log_probability(Context&, const LogProbabilityArgs& args) {
+    const int64_t num_rows = args.logits.size(0), most = std::max<int64_t>(1, kMostLogits / args.logits.size(1));
+    for (int64_t first = 0; first < num_rows; first += most) {
+        const int64_t n = std::min(most, num_rows - first);
+        const at::Tensor logits = args.logits.narrow(0, first, n);
+        const at::Tensor logprob = Distribution(logits).log_probability(args.token.narrow(0, first, n));
+        args.logprob.narrow(0, first, n)
+            .copy_(logprob.masked_fill(is_not_finite(logits), std::numeric_limits<float>::quiet_NaN()));
+    }
+}
 
 void reference_sample(Context&, const SampleArgs& args) {
     at::Tensor logits = apply_edits(args.logits, args.edits);
@@ -176,10 +194,9 @@ void reference_sample(Context&, const SampleArgs& args) {
             args.processed_logprob.copy_(processed.log_probability(token));
         }
     }
-    const at::Tensor not_finite = args.logits.isnan().logical_or(args.logits == kInfinity).any(-1);
     token = at::where(overflow, at::full_like(token, kOverflow), token);
     token = at::where(nothing_allowed, at::full_like(token, kNothingAllowed), token);
-    args.token.copy_(at::where(not_finite, at::full_like(token, kNotFinite), token));
+    args.token.copy_(at::where(is_not_finite(args.logits), at::full_like(token, kNotFinite), token));
 }
 
 }  // namespace demiurgic

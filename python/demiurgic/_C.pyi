@@ -181,6 +181,8 @@ class Engine:
         """Raises what add would raise for a bad request or for want of room."""
     def add(self, request: Request) -> Call:
         """Adds every prompt num_return_sequences times; nothing is computed before the call is advanced."""
+    def score(self, rows: Sequence[Sequence[int]], max_running: int) -> list[tuple[list[float], str]]:
+        """For each row the log-probabilities of all its tokens but the first, and ""; or none, and the error."""
     def serves(self, weights: Weights, cache_bytes: int | None, max_step_tokens: int) -> bool:
         """Whether calls on these live tensors, with these limits, can share this engine."""
     def counters(self) -> dict[str, int]:

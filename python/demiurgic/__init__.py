@@ -20,7 +20,7 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
         get_100m_config,
         get_350m_config,
     )
-    from demiurgic.engine import GenerationError, GenerationOutput, generate
+    from demiurgic.engine import GenerationError, GenerationOutput, ScoreError, generate, score
     from demiurgic.loading import load
     from demiurgic.model import DemiurgicForCausalLM, DemiurgicModel, DemiurgicPreTrainedModel
 
@@ -39,7 +39,9 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
         "GenerationConfig",
         "GenerationError",
         "GenerationOutput",
+        "ScoreError",
         "generate",
         "load",
         "options",
+        "score",
     ]

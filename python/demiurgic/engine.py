@@ -1,4 +1,4 @@
-"""Python's face of the engine: generate, from the live weights of a module."""
+"""Python's face of the engine: generate and score, with the live weights of a module."""
 
 from __future__ import annotations
 
@@ -56,6 +56,17 @@ class GenerationError(RuntimeError):
     """A row ended in an error; the others are finished. `result` is the whole GenerationOutput."""
 
     def __init__(self, message: str, result: GenerationOutput) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class ScoreError(RuntimeError):
+    """The model gave a row logits that are no distribution; the others are finished.
+
+    `result` is what score would have returned, with nan in all of that row.
+    """
+
+    def __init__(self, message: str, result: Tensor) -> None:
         super().__init__(message)
         self.result = result
 
@@ -128,6 +139,58 @@ def generate(
     return result.sequences
 
 
+def score(
+    model: nn.Module,
+    input_ids: Any,
+    attention_mask: Any = None,
+    *,
+    max_running: int = _DEFAULT_MAX_RUNNING,
+    cache_bytes: int | None = None,
+    max_step_tokens: int = _DEFAULT_STEP_TOKENS,
+) -> Tensor:
+    """How probable `model` finds given tokens, with the weights that it has now.
+
+    The log-softmax of the model's logits, without any option of generate; for tokens that generate made, `logprobs`.
+    Long rows go in pieces: there are never the logits of more than 128 of their tokens at a time. The module and the
+    random state are left as they are. Several threads may score and generate on one model at a time.
+
+    Args:
+        model: a DemiurgicForCausalLM, also inside DistributedDataParallel or torch.compile.
+        input_ids: integers [B, T] or [T], or a list of rows of any lengths, which are then padded on the left to the
+            longest, T, as generate returns them.
+        attention_mask: [B, T], 1 where a token counts, 0 where it is padding at a row's edge. Without it, runs of
+            the model's pad_token_id at the edges are padding unless that id is BOS or EOS.
+        max_running: most rows that are computed at a time, 1 or more; the others wait.
+        cache_bytes: most memory of the key/value cache in bytes. None: nine tenths of what is free on the device.
+        max_step_tokens: most tokens computed at a time, 1 or more.
+
+    Returns:
+        float32 [B, T - 1] on the device of `input_ids` (of the model for lists): `[b, t]` is the natural log of the
+        probability of token t + 1 of row b after its tokens up to t; nan where either is padding.
+
+    Raises:
+        TypeError: a value of a wrong type, something that is not a model.
+        ValueError: a bad mask, a keyword out of range, a model that cannot be run as it is.
+        IndexError: ids outside the vocabulary.
+        RuntimeError: no room for the cache, with the numbers.
+        ScoreError: a row met logits that are not finite; its `result` has all rows.
+    """
+    _check_limits(max_running, cache_bytes, max_step_tokens)
+    module = unwrap(model)
+    prompts = _prompts(input_ids, attention_mask, _resolved(_C.GenerationConfig(), module.config), module.config)
+    engine = _engine_for(module, live_weights(module), cache_bytes, max_step_tokens)
+    _warn_past_context("input_ids has rows of", max(map(len, prompts.ids)), module.config)
+    scored = engine.score(prompts.ids, max_running)
+    result = torch.full((len(scored), max(prompts.width - 1, 0)), torch.nan, dtype=torch.float32, device="cpu")
+    for row, (column, (logprobs, _)) in enumerate(zip(prompts.columns, scored, strict=True)):
+        result[row, column : column + len(logprobs)] = torch.tensor(logprobs, dtype=torch.float32, device="cpu")
+    result = result.to(prompts.device or next(module.parameters()).device)
+    for row, (_, error) in enumerate(scored):
+        if error:
+            raise ScoreError(f"Row {row} ended in an error: {error}", result)
+    return result
+
+
 def merged(config: _C.GenerationConfig | None, options: dict[str, Any]) -> _C.GenerationConfig:
     """A copy of `config`, or of the defaults, with `options` on top."""
     _check_names(options)
@@ -156,10 +219,7 @@ class Generation:
         cache_bytes: int | None = None,
         max_step_tokens: int = _DEFAULT_STEP_TOKENS,
     ) -> None:
-        _check_count("max_running", max_running)
-        _check_count("max_step_tokens", max_step_tokens)
-        if cache_bytes is not None:
-            _check_count("cache_bytes", cache_bytes)
+        _check_limits(max_running, cache_bytes, max_step_tokens)
         module = unwrap(model)
         config = _resolved(config, module.config)
         self.prompts = _prompts(input_ids, attention_mask, config, module.config)
@@ -181,7 +241,7 @@ class Generation:
         self.seeds = request.seeds
         self._call = self._engine.add(request)
         self._device = self.prompts.device or next(module.parameters()).device
-        _warn_past_context(self.prompts.ids, config, module.config)
+        _warn_of_growth(self.prompts.ids, config, module.config)
 
     @property
     def num_rows(self) -> int:
@@ -280,6 +340,13 @@ def _check_flag(name: str, value: Any) -> None:
         raise TypeError(f"{name} is {value!r}, but must be True or False.")
 
 
+def _check_limits(max_running: Any, cache_bytes: Any, max_step_tokens: Any) -> None:
+    _check_count("max_running", max_running)
+    _check_count("max_step_tokens", max_step_tokens)
+    if cache_bytes is not None:
+        _check_count("cache_bytes", cache_bytes)
+
+
 def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise TypeError(f"{name} is {value!r}, but must be an integer.")
@@ -345,11 +412,17 @@ def _seeds(config: _C.GenerationConfig, num_prompts: int, drawn: int) -> list[in
     )
 
 
-def _warn_past_context(prompts: list[list[int]], config: _C.GenerationConfig, model_config: Any) -> None:
-    longest, context = max(len(prompt) for prompt in prompts), model_config.max_position_embeddings
+def _warn_of_growth(prompts: list[list[int]], config: _C.GenerationConfig, model_config: Any) -> None:
+    longest = max(len(prompt) for prompt in prompts)
     limit = config.max_length if config.max_length is not None else longest + (config.max_new_tokens or 0)
-    if longest < limit and limit > context:
+    if longest < limit:
+        _warn_past_context("Rows may grow to", limit, model_config)
+
+
+def _warn_past_context(rows: str, length: int, model_config: Any) -> None:
+    context = model_config.max_position_embeddings
+    if length > context:
         warn_caller(
-            f"Rows may grow to {limit} tokens, but max_position_embeddings is {context}: rotary angles go on past "
+            f"{rows} {length} tokens, but max_position_embeddings is {context}: rotary angles go on past "
             "what the model was trained on."
         )

@@ -583,6 +583,21 @@ class DemiurgicForCausalLM(DemiurgicPreTrainedModel):
             options["max_new_tokens"] = max_new_tokens
         return generate(self, input_ids, attention_mask, **options)
 
+    def score(self, input_ids: Any, attention_mask: Any = None, **keywords: Any) -> Tensor:
+        """Log-probabilities of given tokens by the C++ engine, with the weights as they are now: demiurgic.score.
+
+        Args:
+            input_ids: integer [B, T] or [T], or a list of rows of any lengths (padded on the left to the longest).
+            attention_mask: [B, T], 1 where a token counts, 0 where it is padding at the row's edges.
+            keywords: max_running, cache_bytes, max_step_tokens of demiurgic.score.
+
+        Returns:
+            float32 [B, T - 1]: `[b, t]` is of token t + 1 after those up to t; nan where either is padding.
+        """
+        from demiurgic.engine import score
+
+        return score(self, input_ids, attention_mask, **keywords)
+
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # `.to_empty()` and friends may give each module a new Parameter: what was one stays one.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ class Prompts(NamedTuple):
 
     ids: list[list[int]]
     width: int  # T: columns of the prompts in the result
+    columns: list[int]  # of [B, T], where each row's first token stands; unequal rows are padded on the left
     device: torch.device | None  # of input_ids; None where they were lists
 
 
@@ -34,17 +35,21 @@ def read_prompts(
     rows, device = _rows(input_ids)
     if attention_mask is not None:
         masks = _mask(attention_mask, rows)
-        kept = [_kept_by_mask(i, mask, row) for i, (row, mask) in enumerate(zip(rows, masks, strict=True))]
+        kept = [_kept_by_mask(i, mask) for i, mask in enumerate(masks)]
     elif pad_token_id is not None and pad_token_id not in special_ids:
         kept = [_without_edges(row, pad_token_id) for row in rows]
     else:
-        kept = rows
+        kept = [range(len(row)) for row in rows]
         if len(rows) > 1 and any(row and pad_token_id in (row[0], row[-1]) for row in rows):
             warn_caller(
                 f"Rows of input_ids begin or end in the id {pad_token_id}, which is the padding's and BOS or EOS as "
                 "well. They are taken as tokens; pass attention_mask to say which are padding."
             )
-    return Prompts(kept, max(len(row) for row in rows), device)
+    width = max(len(row) for row in rows)
+    prompts = [row[span.start : span.stop] for row, span in zip(rows, kept, strict=True)]
+    equal = all(len(row) == width for row in rows)
+    columns = [span.start if equal else width - len(span) for span in kept]
+    return Prompts(prompts, width, columns, device)
 
 
 def _rows(input_ids: Any) -> tuple[list[list[int]], torch.device | None]:
@@ -68,7 +73,7 @@ def _one_row(index: int, row: Any) -> list[int]:
     if ids.dim() != 1:
         raise ValueError(f"Row {index} of input_ids has the shape {list(ids.shape)}; give one list of ids a prompt.")
     if ids.numel() == 0:
-        return []  # refused by the engine, which names the row
+        return []  # refused by generate, in the engine, which names the row; nothing to score
     _check_integers(ids)
     return ids.tolist()
 
@@ -115,21 +120,23 @@ def _mask(attention_mask: Any, rows: list[list[int]]) -> list[list[float]]:
     return values
 
 
-def _kept_by_mask(index: int, mask: list[float], row: list[int]) -> list[int]:
+def _kept_by_mask(index: int, mask: list[float]) -> range:
+    """The columns of a row that are no padding."""
     kept = [i for i, counts in enumerate(mask) if counts]
     if not kept:
-        return []
+        return range(0)
     if kept[-1] - kept[0] + 1 != len(kept):
         raise ValueError(
             f"attention_mask has a hole in row {index}: a 0 between ones. Padding may stand at the edges only."
         )
-    return row[kept[0] : kept[-1] + 1]
+    return range(kept[0], kept[-1] + 1)
 
 
-def _without_edges(row: list[int], pad: int) -> list[int]:
+def _without_edges(row: list[int], pad: int) -> range:
+    """The columns of a row without the runs of `pad` at its edges."""
     first, end = 0, len(row)
     while first < end and row[first] == pad:
         first += 1
     while end > first and row[end - 1] == pad:
         end -= 1
-    return row[first:end]
+    return range(first, end)
