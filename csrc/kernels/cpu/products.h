@@ -1,5 +1,7 @@
 #pragma once
 
+#include "kernels/cpu/unroll.h"
+
 // Matrix products over live row-major weights, y = x W^T. Included inside the namespace of an instruction set, after its Vec.
 //
 // Every output is a dot product along K in one order, whatever the number of rows of x: lane i sums the products of
@@ -35,8 +37,11 @@ struct Dot<BFloat16> {
 };
 #endif
 
+// Up to so many rows of x, the memory is what W waits for.
+constexpr int64_t kFewRows = 16;
+
 // Rows of x that a unit of work takes at a time, so that they stay in the second-level cache.
-constexpr int64_t kRowBlock = 128;
+constexpr int64_t kRowBlock = 32 * kTileRows;
 
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -59,18 +64,27 @@ struct Product {
     using D = Dot<T>;
     using X = typename D::X;
 
-    // x as the products want it: rows of X, filled up with zeros.
+    // x as the products want it: rounded to X and filled up with zeros, in blocks of kTileRows rows (the last may have
+    // fewer). A block is [K / D::K][its rows][D::K], so that a tile reads it from end to end.
     static int64_t operand_row(int64_t columns) { return round_up(columns, D::K); }
     static int64_t operand_bytes(int64_t rows, int64_t columns) {
         return rows * operand_row(columns) * static_cast<int64_t>(sizeof(X));
     }
 
     // Rounds `values` [n] to columns [first, first + n) of a row of an operand with `rows` rows.
-    static void pack(void* operand, int64_t /*rows*/, int64_t row, int64_t columns, int64_t first, const float* values,
+    static void pack(void* operand, int64_t rows, int64_t row, int64_t columns, int64_t first, const float* values,
                      int64_t n) {
-        X* to = static_cast<X*>(operand) + row * operand_row(columns);
-        convert(values, to + first, n);
-        if (first + n == columns) __builtin_memset(to + columns, 0, (operand_row(columns) - columns) * sizeof(X));
+        const int64_t block = row / kTileRows * kTileRows, width = smaller(kTileRows, rows - block);
+        X* to = static_cast<X*>(operand) + block * operand_row(columns) + (row - block) * D::K;
+        for (int64_t done = 0; done < n;) {
+            const int64_t k = first + done, count = smaller(D::K - k % D::K, n - done);
+            convert(values + done, to + k / D::K * width * D::K + k % D::K, count);
+            done += count;
+        }
+        if (first + n == columns && columns % D::K != 0) {
+            X* end = to + columns / D::K * width * D::K;
+            __builtin_memset(end + columns % D::K, 0, (D::K - columns % D::K) * sizeof(X));
+        }
     }
 
     // Rows of W in a unit of work: enough units for a balanced team, each long enough to be worth taking.
@@ -144,38 +158,61 @@ private:
             if (call.m - m < MR) return rows<MR - 1, NR>(call, w, n, k, length, m);
         }
         const bool begins = k == 0, ends = k + length == call.columns;
-        tile<MR, NR>(call.x + m * call.ldx + k, call.ldx, w + k, call.ldw, length, begins, ends, call.parked + m * NR,
-                     call.c + m * call.ldc + n, call.ldc);
+        const X* x = call.x + m * call.ldx + k * MR;
+        Vec* parked = call.parked + m * NR;
+        float* c = call.c + m * call.ldc + n;
+        // A single row keeps up with the memory by itself.
+        const bool ahead = MR > 1 && m == 0 && call.m <= kFewRows;
+        if (ahead) return tile<MR, NR, true>(x, w + k, call.ldw, length, begins, ends, parked, c, call.ldc);
+        tile<MR, NR, false>(x, w + k, call.ldw, length, begins, ends, parked, c, call.ldc);
     }
 
-    template <int MR, int NR>
-    static void tile(const X* x, int64_t ldx, const T* w, int64_t ldw, int64_t length, bool begins, bool ends,
-                     Vec* parked, float* c, int64_t ldc) {
+    // `ahead`: fetch the next group of rows of W while this one is multiplied.
+    template <int MR, int NR, bool ahead>
+    static void tile(const X* x, const T* w, int64_t ldw, int64_t length, bool begins, bool ends, Vec* parked, float* c,
+                     int64_t ldc) {
         Vec lanes[MR * NR];
-        for (int i = 0; i < MR * NR; ++i) lanes[i] = begins ? zero() : parked[i];
+        DEMIURGIC_UNROLL for (int i = 0; i < MR * NR; ++i) lanes[i] = begins ? zero() : parked[i];
         int64_t k = 0;
-        for (; k + D::K <= length; k += D::K) {
-            typename D::Operand xs[MR];
-            for (int i = 0; i < MR; ++i) xs[i] = D::load_x(x + i * ldx + k);
-            for (int j = 0; j < NR; ++j) {
-                const typename D::Operand ws = D::load_w(w + j * ldw + k);
-                for (int i = 0; i < MR; ++i) lanes[i * NR + j] = D::dot(xs[i], ws, lanes[i * NR + j]);
-            }
+        for (; k + 2 * D::K <= length; k += 2 * D::K) {
+            step<MR, NR, ahead>(lanes, x + k * MR, w + k, ldw);
+            step<MR, NR, ahead>(lanes, x + (k + D::K) * MR, w + k + D::K, ldw);
         }
-        if (k < length) {
-            for (int j = 0; j < NR; ++j) {
-                const typename D::Operand ws = D::load_w_first(w + j * ldw + k, length - k);
-                for (int i = 0; i < MR; ++i)
-                    lanes[i * NR + j] = D::dot(D::load_x(x + i * ldx + k), ws, lanes[i * NR + j]);
-            }
+        if (k + D::K <= length) {
+            step<MR, NR, ahead>(lanes, x + k * MR, w + k, ldw);
+            k += D::K;
         }
+        if (k < length) last_step<MR, NR>(lanes, x + k * MR, w + k, ldw, length - k);
         if (!ends) {
-            for (int i = 0; i < MR * NR; ++i) parked[i] = lanes[i];
+            DEMIURGIC_UNROLL for (int i = 0; i < MR * NR; ++i) parked[i] = lanes[i];
             return;
         }
         float out[MR * NR];
         add_lanes<MR * NR>(lanes, out);
-        for (int i = 0; i < MR; ++i) __builtin_memcpy(c + i * ldc, out + i * NR, NR * sizeof(float));
+        DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) __builtin_memcpy(c + i * ldc, out + i * NR, NR * sizeof(float));
+    }
+
+    // D::K columns of the tile.
+    template <int MR, int NR, bool ahead>
+    [[gnu::always_inline]] static void step(Vec* lanes, const X* x, const T* w, int64_t ldw) {
+        typename D::Operand xs[MR];
+        DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) xs[i] = D::load_x(x + i * D::K);
+        DEMIURGIC_UNROLL for (int j = 0; j < NR; ++j) {
+            const typename D::Operand ws = D::load_w(w + j * ldw);
+            if (ahead) __builtin_prefetch(w + (j + NR) * ldw, 0, 2);
+            DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) lanes[i * NR + j] = D::dot(xs[i], ws, lanes[i * NR + j]);
+        }
+    }
+
+    // The last n columns, fewer than D::K.
+    template <int MR, int NR>
+    [[gnu::always_inline]] static void last_step(Vec* lanes, const X* x, const T* w, int64_t ldw, int64_t n) {
+        DEMIURGIC_UNROLL for (int j = 0; j < NR; ++j) {
+            const typename D::Operand ws = D::load_w_first(w + j * ldw, n);
+            DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) {
+                lanes[i * NR + j] = D::dot(D::load_x(x + i * D::K), ws, lanes[i * NR + j]);
+            }
+        }
     }
 
     template <int n>

@@ -97,8 +97,8 @@ struct Product<BFloat16> {
                     pair_of_blocks(call, tiles, row, smaller(16, last - row - 16), j, smaller(32, n - j));
                     j += 32;
                 } else {
-                    single_block(call, tiles, row, last - row, j, smaller(64, n - j));
-                    j += 64;
+                    single_block(call, tiles, row, last - row, j, n - j);
+                    j = n;
                 }
             }
             row += two ? 32 : 16;
@@ -131,32 +131,24 @@ private:
         finish_writes();
     }
 
-    // Up to 64 rows of W by one block of x: sums in tiles 0 to 3, W in 4 and 5, x in 6.
+    // Rows of W by one block of x: sums in tiles 0 and 1, W in 4 and 5, x in 6.
     static void single_block(const Call& call, Tiles& tiles, int64_t row, int64_t m, int64_t n, int64_t count) {
-        const int64_t width = call.width(row), whole = count / 16, rest = count % 16;
-        if (whole == 4) {
-            block_by<4>(call, tiles, row, m, width, n, 16);
-        } else if (whole == 3) {
-            block_by<3>(call, tiles, row, m, width, n, 16);
-        } else if (whole == 2) {
-            block_by<2>(call, tiles, row, m, width, n, 16);
-        } else if (whole == 1) {
-            block_by<1>(call, tiles, row, m, width, n, 16);
-        }
-        if (rest > 0) block_by<1>(call, tiles, row, m, width, n + whole * 16, rest);
+        const int64_t width = call.width(row);
+        int64_t j = 0;
+        for (; j + 32 <= count; j += 32) block_by<2>(call, tiles, row, m, width, n + j, 16);
+        for (; j < count; j += 16) block_by<1>(call, tiles, row, m, width, n + j, smaller(16, count - j));
     }
 
+    // 16 or 2 x 16 rows of W: more at once would be more streams of memory than the prefetchers follow.
     template <int num>
     static void block_by(const Call& call, Tiles& tiles, int64_t row, int64_t m, int64_t width, int64_t n,
                          int64_t rows_of_w) {
         const uint8_t rw = static_cast<uint8_t>(rows_of_w), bx = static_cast<uint8_t>(4 * width);
-        tiles.shape({{rw, rw, rw, rw, rw, rw, 16, 16}, {bx, bx, bx, bx, 64, 64, bx, bx}});
+        tiles.shape({{rw, 16, 0, 0, rw, 16, 16, 0}, {bx, bx, 0, 0, 64, 64, bx, 0}});
         const BFloat16 *w = call.w + n * call.ldw, *x = call.block(row);
         const int64_t ldw = call.ldw * 2, ldx = width * 4;
         _tile_zero(0);
         if constexpr (num > 1) _tile_zero(1);
-        if constexpr (num > 2) _tile_zero(2);
-        if constexpr (num > 3) _tile_zero(3);
         int64_t k = 0;
         for (; k + 32 <= call.columns; k += 32) {
             _tile_loadd(6, x + k * width, ldx);
@@ -166,14 +158,6 @@ private:
                 _tile_loadd(5, w + 16 * call.ldw + k, ldw);
                 _tile_dpbf16ps(1, 5, 6);
             }
-            if constexpr (num > 2) {
-                _tile_loadd(4, w + 32 * call.ldw + k, ldw);
-                _tile_dpbf16ps(2, 4, 6);
-            }
-            if constexpr (num > 3) {
-                _tile_loadd(5, w + 48 * call.ldw + k, ldw);
-                _tile_dpbf16ps(3, 5, 6);
-            }
         }
         if (k < call.columns) {
             _tile_loadd(6, x + k * width, ldx);
@@ -182,24 +166,12 @@ private:
             _tile_dpbf16ps(0, 4, 6);
             if constexpr (num > 1) {
                 copy_tail(call, n + 16, 16, call.tail());
-                _tile_loadd(4, call.tail(), 64);
-                _tile_dpbf16ps(1, 4, 6);
-            }
-            if constexpr (num > 2) {
-                copy_tail(call, n + 32, 16, call.tail());
-                _tile_loadd(4, call.tail(), 64);
-                _tile_dpbf16ps(2, 4, 6);
-            }
-            if constexpr (num > 3) {
-                copy_tail(call, n + 48, 16, call.tail());
-                _tile_loadd(4, call.tail(), 64);
-                _tile_dpbf16ps(3, 4, 6);
+                _tile_loadd(5, call.tail(), 64);
+                _tile_dpbf16ps(1, 5, 6);
             }
         }
         give<0>(call, row, m, width, n, rows_of_w);
         if constexpr (num > 1) give<1>(call, row, m, width, n + 16, 16);
-        if constexpr (num > 2) give<2>(call, row, m, width, n + 32, 16);
-        if constexpr (num > 3) give<3>(call, row, m, width, n + 48, 16);
     }
 
     // Up to 32 rows of W by two blocks of x, 16 rows and `second`: sums in tiles 0 to 3, W in 4 and 5, x in 6 and 7.

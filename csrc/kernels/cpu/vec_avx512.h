@@ -1,5 +1,7 @@
 #pragma once
 
+#include "kernels/cpu/unroll.h"
+
 // 16 lanes of float32 (AVX-512F, VL, BW, DQ, and F16C). Included inside the namespace of an instruction set.
 
 struct Vec {
@@ -73,13 +75,13 @@ template <int n>
 inline void sums(const Vec* x, float* out) {
     Vec level[16];
     if constexpr (n > 8) {
-        for (int i = 0; i < 8; ++i) level[i] = halves(x[i], i + 8 < n ? x[i + 8] : x[i]);
+        DEMIURGIC_UNROLL for (int i = 0; i < 8; ++i) level[i] = halves(x[i], i + 8 < n ? x[i + 8] : x[i]);
     } else {
-        for (int i = 0; i < n; ++i) level[i] = halves(x[i], x[i]);
+        DEMIURGIC_UNROLL for (int i = 0; i < n; ++i) level[i] = halves(x[i], x[i]);
     }
     constexpr int left8 = n < 8 ? n : 8, left4 = n < 4 ? n : 4, left2 = n < 2 ? n : 2;
-    for (int i = 0; i < left4; ++i) level[i] = quarters(level[i], level[i + 4 < left8 ? i + 4 : i]);
-    for (int i = 0; i < left2; ++i) level[i] = pairs(level[i], level[i + 2 < left4 ? i + 2 : i]);
+    DEMIURGIC_UNROLL for (int i = 0; i < left4; ++i) level[i] = quarters(level[i], level[i + 4 < left8 ? i + 4 : i]);
+    DEMIURGIC_UNROLL for (int i = 0; i < left2; ++i) level[i] = pairs(level[i], level[i + 2 < left4 ? i + 2 : i]);
     level[0] = singles(level[0], level[1 < left2 ? 1 : 0]);
     if constexpr (n == 16) {
         store(out, level[0]);
