@@ -100,23 +100,9 @@ struct Product {
         const X* x = static_cast<const X*>(operand) + row * operand_row(w.columns);
         const T* weight = static_cast<const T*>(w.weight) + first * w.stride;
         const Call call{x, operand_row(w.columns), m, w.stride, w.columns, c, ldc, static_cast<Vec*>(parked)};
-        int64_t done = 0;
-        switch (m < kTileRows ? m : kTileRows) {
-            case 1:
-                done = columns<kTileWidths[0]>(call, weight, 0, n);
-                break;
-            case 2:
-                done = columns<kTileWidths[1]>(call, weight, 0, n);
-                break;
-            case 3:
-                done = columns<kTileWidths[kTileRows > 2 ? 2 : 1]>(call, weight, 0, n);
-                break;
-            default:
-                done = columns<kTileWidths[kTileRows - 1]>(call, weight, 0, n);
-                break;
-        }
+        int64_t done = by_rows<kTileRows>(call, weight, n);
         if constexpr (kTileWidths[0] > 8) done = m == 1 ? columns<8>(call, weight, done, n) : done;
-        done = columns<4>(call, weight, done, n);
+        if constexpr (kTileWidths[kTileRows - 1] >= 4) done = columns<4>(call, weight, done, n);
         done = columns<2>(call, weight, done, n);
         columns<1>(call, weight, done, n);
     }
@@ -135,10 +121,26 @@ private:
     // K of a block: MR rows of x and NR of W of this length fit the first-level cache.
     static constexpr int64_t kBlock = 1024;
 
+    // With the widest tiles that m rows allow.
+    template <int MR>
+    static int64_t by_rows(const Call& call, const T* w, int64_t n) {
+        if constexpr (MR > 1) {
+            if (call.m < MR) return by_rows<MR - 1>(call, w, n);
+        }
+        return columns<kTileWidths[MR - 1]>(call, w, 0, n);
+    }
+
+    // Most rows of a tile with NR rows of W.
+    static constexpr int most_rows(int NR) {
+        int rows = kTileRows;
+        while (kTileWidths[rows - 1] < NR) --rows;
+        return rows;
+    }
+
     // As many whole groups of NR rows of W as there are in [done, n); returns the first that is left.
     template <int NR>
     static int64_t columns(const Call& call, const T* w, int64_t done, int64_t n) {
-        constexpr int MR = NR > kTileWidths[1] ? 1 : NR > kTileWidths[kTileRows - 1] ? 2 + (kTileRows > 3) : kTileRows;
+        constexpr int MR = most_rows(NR);
         const int64_t block = call.m <= MR ? call.columns : kBlock;
         for (; done + NR <= n; done += NR) {
             for (int64_t k = 0; k < call.columns; k += block) {
