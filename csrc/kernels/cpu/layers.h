@@ -7,6 +7,7 @@
 
 // Few rows are normed and packed by each member for itself: cheaper than a barrier.
 constexpr int64_t kOwnRows = 8;
+constexpr int64_t kPackRows = 16;       // rows packed at a time
 constexpr int64_t kMostUnitRows = 256;  // rows of W in a unit of work
 
 // Pieces of scratch, one after the other, on cache lines.
@@ -36,7 +37,8 @@ struct Layers {
         const int64_t chunks = (s.context_length + kChunk - 1) / kChunk;
         const int64_t partials = 2 * num_threads * chunks * kTileQueries * (s.head_dim + 2) * 4 + 64;
         const int64_t block = kRowBlock * kMostUnitRows * 4;
-        const int64_t products = 2 * block + round_up(Product<T>::parked_bytes(), 64) + round_up(4 * s.widest, 64);
+        const int64_t products =
+            2 * block + round_up(Product<T>::parked_bytes(), 64) + round_up(4 * kPackRows * s.widest, 64);
         const int64_t attention = kTileQueries * (kChunk + 3 * s.head_dim + 16) * 4 + 1024;
         return {larger(2 * operand, partials) + 64, own_operand + larger(products, attention) + 64};
     }
@@ -55,10 +57,7 @@ struct Layers {
 
     static void attention_in(const Member& member, const AttentionIn& a) {
         const Products work(member, a.num_tokens, a.q.columns);
-        work.pack_rows([&](int64_t i, float* row) {
-            rms_norm<T>(a.x + i * a.q.columns, a.norm, a.q.columns, row);
-            return row;
-        });
+        work.pack_normed(a.norm, [&](int64_t i) { return a.x + i * a.q.columns; });
         const int64_t heads = a.heads + 2 * a.kv_heads;
         work.for_blocks(heads, [&](int64_t head, int64_t first, int64_t m) {
             const int64_t kv_head = (head - a.heads) % a.kv_heads;
@@ -108,17 +107,14 @@ struct Layers {
 
     static void attention_out(const Member& member, const AttentionOut& a) {
         const Products work(member, a.num_tokens, a.out.columns);
-        work.pack_rows([&](int64_t i, float*) { return a.attended + i * a.out.columns; });
+        work.by_packs([&](int64_t first, int64_t m) { work.pack(first, m, a.attended + first * a.out.columns); });
         work.add_product(a.out, a.x);
     }
 
     static void mlp(const Member& member, const Mlp& a) {
         const int64_t hidden = a.up.columns, inner = a.up.rows;
         const Products work(member, a.num_tokens, hidden);
-        work.pack_rows([&](int64_t i, float* row) {
-            rms_norm<T>(a.x + i * hidden, a.norm, hidden, row);
-            return row;
-        });
+        work.pack_normed(a.norm, [&](int64_t i) { return a.x + i * hidden; });
         const Products down = work.after(inner);
         const int64_t unit_rows = Product<T>::unit_rows(a.num_tokens, inner, member.team->size());
         work.for_blocks((inner + unit_rows - 1) / unit_rows, [&](int64_t unit, int64_t first, int64_t m) {
@@ -136,8 +132,8 @@ struct Layers {
                 } else {
                     activate(a.activation, y, n);
                 }
-                Product<T>::pack(down.operand, a.num_tokens, first + i, inner, row, y, n);
             }
+            Product<T>::pack(down.operand, a.num_tokens, first, m, inner, row, up, n, n);
         });
         down.add_product(a.down, a.x);
     }
@@ -145,10 +141,7 @@ struct Layers {
     static void head(const Member& member, const Head& a) {
         const int64_t hidden = a.head.columns, vocab = a.head.rows;
         const Products work(member, a.num_rows, hidden);
-        work.pack_rows([&](int64_t i, float* row) {
-            rms_norm<T>(a.x + a.rows[i] * hidden, a.norm, hidden, row);
-            return row;
-        });
+        work.pack_normed(a.norm, [&](int64_t i) { return a.x + a.rows[i] * hidden; });
         const int64_t unit_rows = Product<T>::unit_rows(a.num_rows, vocab, member.team->size());
         work.for_blocks((vocab + unit_rows - 1) / unit_rows, [&](int64_t unit, int64_t first, int64_t m) {
             const int64_t row = unit * unit_rows, n = smaller(unit_rows, vocab - row);
@@ -170,7 +163,7 @@ private:
             if (rows > kOwnRows) operand = shared.template take<char>(Product<T>::operand_bytes(rows, columns));
             c = own.template take<float>(2 * kRowBlock * kMostUnitRows);
             parked = own.template take<char>(Product<T>::parked_bytes());
-            row = own.template take<float>(columns);
+            normed = own.template take<float>(kPackRows * columns);
             after_operand = shared.next;
         }
 
@@ -182,19 +175,25 @@ private:
             return next;
         }
 
-        // Packs rows: values(i, buffer) gives row i, in the buffer or elsewhere.
+        void pack(int64_t first, int64_t m, const float* values) const {
+            Product<T>::pack(operand, rows, first, m, columns, 0, values, columns, columns);
+        }
+
+        // f(first, m) over all rows: by each member for itself where they are few, else shared.
         template <class F>
-        void pack_rows(F values) const {
-            const auto pack = [&](int64_t i) {
-                Product<T>::pack(operand, rows, i, columns, 0, values(i, row), columns);
-            };
-            if (rows <= kOwnRows) {
-                for (int64_t i = 0; i < rows; ++i) pack(i);
-            } else {
-                for_units(member, (rows + 3) / 4, [&](int64_t unit) {
-                    for (int64_t i = unit * 4; i < smaller(rows, unit * 4 + 4); ++i) pack(i);
-                });
-            }
+        void by_packs(F f) const {
+            if (rows <= kOwnRows) return f(0, rows);
+            for_units(member, (rows + kPackRows - 1) / kPackRows,
+                      [&](int64_t unit) { f(unit * kPackRows, smaller(kPackRows, rows - unit * kPackRows)); });
+        }
+
+        // Packs the norm of all rows; x(i): where row i is.
+        template <class F>
+        void pack_normed(const Norm& norm, F x) const {
+            by_packs([&](int64_t first, int64_t m) {
+                for (int64_t i = 0; i < m; ++i) rms_norm<T>(x(first + i), norm, columns, normed + i * columns);
+                pack(first, m, normed);
+            });
         }
 
         // f(unit, first row of x, number of rows): blocks of rows outside, so that all members are at the same one.
@@ -230,7 +229,7 @@ private:
         char* operand;
         float* c;  // [2, kRowBlock, kMostUnitRows]
         char* parked;
-        float* row;  // [columns]
+        float* normed;  // [kPackRows, columns]
         char* after_operand;
     };
 

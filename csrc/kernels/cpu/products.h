@@ -71,20 +71,10 @@ struct Product {
         return rows * operand_row(columns) * static_cast<int64_t>(sizeof(X));
     }
 
-    // Rounds `values` [n] to columns [first, first + n) of a row of an operand with `rows` rows.
-    static void pack(void* operand, int64_t rows, int64_t row, int64_t columns, int64_t first, const float* values,
-                     int64_t n) {
-        const int64_t block = row / kTileRows * kTileRows, width = smaller(kTileRows, rows - block);
-        X* to = static_cast<X*>(operand) + block * operand_row(columns) + (row - block) * D::K;
-        for (int64_t done = 0; done < n;) {
-            const int64_t k = first + done, count = smaller(D::K - k % D::K, n - done);
-            convert(values + done, to + k / D::K * width * D::K + k % D::K, count);
-            done += count;
-        }
-        if (first + n == columns && columns % D::K != 0) {
-            X* end = to + columns / D::K * width * D::K;
-            __builtin_memset(end + columns % D::K, 0, (D::K - columns % D::K) * sizeof(X));
-        }
+    // Rounds `values` [m, n], `ld` apart, to columns [first, first + n) of rows [row, row + m) of an operand of `rows` rows.
+    static void pack(void* operand, int64_t rows, int64_t row, int64_t m, int64_t columns, int64_t first,
+                     const float* values, int64_t ld, int64_t n) {
+        for (int64_t i = 0; i < m; ++i) pack_row(operand, rows, row + i, columns, first, values + i * ld, n);
     }
 
     // Rows of W in a unit of work: enough units for a balanced team, each long enough to be worth taking.
@@ -110,6 +100,21 @@ struct Product {
     static int64_t parked_bytes() { return kRowBlock * 8 * static_cast<int64_t>(sizeof(Vec)); }
 
 private:
+    static void pack_row(void* operand, int64_t rows, int64_t row, int64_t columns, int64_t first, const float* values,
+                         int64_t n) {
+        const int64_t block = row / kTileRows * kTileRows, width = smaller(kTileRows, rows - block);
+        X* to = static_cast<X*>(operand) + block * operand_row(columns) + (row - block) * D::K;
+        for (int64_t done = 0; done < n;) {
+            const int64_t k = first + done, count = smaller(D::K - k % D::K, n - done);
+            convert(values + done, to + k / D::K * width * D::K + k % D::K, count);
+            done += count;
+        }
+        if (first + n == columns && columns % D::K != 0) {
+            X* end = to + columns / D::K * width * D::K;
+            __builtin_memset(end + columns % D::K, 0, (D::K - columns % D::K) * sizeof(X));
+        }
+    }
+
     struct Call {
         const X* x;
         int64_t ldx, m, ldw, columns;

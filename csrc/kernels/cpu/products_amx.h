@@ -52,21 +52,21 @@ struct Product<BFloat16> {
     static int64_t operand_row(int64_t columns) { return round_up(columns, 32); }
     static int64_t operand_bytes(int64_t rows, int64_t columns) { return rows * operand_row(columns) * 2; }
 
-    static void pack(void* operand, int64_t rows, int64_t row, int64_t columns, int64_t first, const float* values,
-                     int64_t n) {
-        const int64_t block = row / 16 * 16, width = smaller(16, rows - block), padded = operand_row(columns);
-        BFloat16* to = static_cast<BFloat16*>(operand) + block * padded + (row - block) * 2;
-        for (int64_t done = 0; done < n; done += 32) {
-            BFloat16 narrow[32];
-            const int64_t count = smaller(32, n - done);
-            convert(values + done, narrow, count);
-            for (int64_t i = 0; i < count; ++i) {
-                const int64_t k = first + done + i;
-                to[k / 2 * width * 2 + k % 2] = narrow[i];
+    static void pack(void* operand, int64_t rows, int64_t row, int64_t m, int64_t columns, int64_t first,
+                     const float* values, int64_t ld, int64_t n) {
+        for (int64_t done = 0; done < m;) {
+            const int64_t begin = row + done, block = begin / 16 * 16, width = smaller(16, rows - block);
+            const int64_t count = smaller(m - done, block + width - begin);
+            uint32_t* to = static_cast<uint32_t*>(operand) + block * operand_row(columns) / 2 + (begin - block);
+            const float* from = values + done * ld;
+            int64_t k = 0;
+            if (count == 16 && first % 2 == 0) {
+                for (; k + 32 <= n; k += 32) pack_tile(from + k, ld, to + (first + k) / 2 * 16);
             }
-        }
-        if (first + n == columns) {
-            for (int64_t k = columns; k < padded; ++k) to[k / 2 * width * 2 + k % 2] = {0};
+            for (int64_t i = 0; i < count; ++i) {
+                pack_pairs(from + i * ld + k, n - k, first + k, columns, width, to + i);
+            }
+            done += count;
         }
     }
 
@@ -120,6 +120,39 @@ private:
         float* out(int64_t row, int64_t n) const { return c + (row - first_row) * ldc + n; }
         BFloat16* tail() const { return reinterpret_cast<BFloat16*>(scratch + 2 * 16 * 16); }
     };
+
+    // 32 columns of 16 rows to pairs of columns [16, 16 rows].
+    static void pack_tile(const float* values, int64_t ld, uint32_t* to) {
+        __m512i pairs[16];
+        DEMIURGIC_UNROLL for (int i = 0; i < 16; ++i) {
+            const __m512 low = _mm512_loadu_ps(values + i * ld), high = _mm512_loadu_ps(values + i * ld + 16);
+            pairs[i] = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+        }
+        float scratch[16 * 16];
+        for (int i = 0; i < 16; ++i) _mm512_storeu_si512(scratch + 16 * i, pairs[i]);
+        transpose(scratch, reinterpret_cast<float*>(to), 16);
+    }
+
+    // n columns of one row from column `first` on; fills up with zeros behind the last column.
+    static void pack_pairs(const float* values, int64_t n, int64_t first, int64_t columns, int64_t width,
+                           uint32_t* to) {
+        if (n == 0) return;
+        const int64_t padded = first + n == columns ? operand_row(columns) : first + n;
+        int64_t k = first;
+        for (; k % 2 == 0 && k + 32 <= first + n; k += 32) {
+            const __m512 low = _mm512_loadu_ps(values + k - first), high = _mm512_loadu_ps(values + k - first + 16);
+            uint32_t pairs[16];
+            _mm512_storeu_si512(pairs, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+            DEMIURGIC_UNROLL for (int i = 0; i < 16; ++i) to[(k / 2 + i) * width] = pairs[i];
+        }
+        // By the same instruction, which takes subnormals for zero, as the tiles do.
+        for (; k < padded; ++k) {
+            const Vec value = k < first + n ? broadcast(values[k - first]) : zero();
+            const __m256i narrow = (__m256i)_mm512_cvtneps_pbh(value.v);
+            reinterpret_cast<uint16_t*>(to + k / 2 * width)[k % 2] =
+                static_cast<uint16_t>(_mm256_extract_epi16(narrow, 0));
+        }
+    }
 
     // The columns of W behind the last whole 32, filled up with zeros: [rows, 32]
     static void copy_tail(const Call& call, int64_t n, int64_t rows, BFloat16* to) {
