@@ -12,7 +12,7 @@
 
 constexpr int64_t kBlock = 16;        // positions of a cache block
 constexpr int64_t kChunk = 256;       // positions of a chunk
-constexpr int64_t kTileQueries = 16;  // most queries (token and query head) of a tile
+constexpr int64_t kTileQueries = 32;  // most queries (token and query head) of a tile
 
 template <int n>
 struct Constant {
@@ -31,28 +31,47 @@ struct QueryTile {
     float* largest;   // [num]
     float* total;     // [num]
     float* sums;      // [num, d]
+    float* wide;      // [2, kChunk, d]: keys and values of a chunk as float32
+};
+
+// Where a chunk's blocks of keys [d, 16] or values [16, d] begin.
+template <class E>
+struct Blocks {
+    const E* at[kChunk / kBlock];
 };
 
 template <class T>
-inline const T* key_block(const QueryTile& tile, int64_t block) {
+inline Blocks<T> blocks_of(const QueryTile& tile, const void* cache, int64_t chunk, int64_t num) {
     const Attend& a = *tile.args;
-    return static_cast<const T*>(a.keys) + (tile.blocks[block] * a.kv_heads + tile.kv_head) * a.d * kBlock;
+    Blocks<T> blocks;
+    for (int64_t i = 0; i < num; ++i) {
+        const int64_t block = tile.blocks[chunk * (kChunk / kBlock) + i];
+        blocks.at[i] = static_cast<const T*>(cache) + (block * a.kv_heads + tile.kv_head) * a.d * kBlock;
+    }
+    return blocks;
 }
+
+// The same numbers as float32: worth it where many queries share them.
 template <class T>
-inline const T* value_block(const QueryTile& tile, int64_t block) {
-    const Attend& a = *tile.args;
-    return static_cast<const T*>(a.values) + (tile.blocks[block] * a.kv_heads + tile.kv_head) * a.d * kBlock;
+inline Blocks<float> widened(const Blocks<T>& blocks, int64_t num, int64_t d, float* to) {
+    Blocks<float> wide;
+    for (int64_t i = 0; i < num; ++i) {
+        float* block = to + i * d * kBlock;
+        for (int64_t k = 0; k < d * kBlock; k += Vec::N) store(block + k, load(blocks.at[i] + k));
+        wide.at[i] = block;
+    }
+    return wide;
 }
 
 // Scores of R queries with `num` vectors of positions from `first_vector` of the chunk on.
-template <class T, int R, int num>
-inline void score(const QueryTile& tile, int64_t chunk, int64_t query, int64_t first_vector) {
+template <class E, int R, int num>
+inline void score(const QueryTile& tile, const Blocks<E>& blocks, int64_t query, int64_t first_vector) {
     constexpr int64_t per_block = kBlock / Vec::N;
     const int64_t d = tile.args->d;
-    const T* keys[num];
+    const E* keys[num];
     for (int i = 0; i < num; ++i) {
         const int64_t vector = first_vector + i;
-        keys[i] = key_block<T>(tile, chunk * (kChunk / kBlock) + vector / per_block) + vector % per_block * Vec::N;
+        keys[i] = blocks.at[vector / per_block] + vector % per_block * Vec::N;
     }
     const float* q = tile.q + query * d;
     Vec lanes[R * num];
@@ -72,12 +91,12 @@ inline void score(const QueryTile& tile, int64_t chunk, int64_t query, int64_t f
     }
 }
 
-template <class T, int R>
-inline void score_queries(const QueryTile& tile, int64_t chunk, int64_t query, int64_t vectors) {
+template <class E, int R>
+inline void score_queries(const QueryTile& tile, const Blocks<E>& blocks, int64_t query, int64_t vectors) {
     constexpr int num = kLanesInFlight / R;
     int64_t done = 0;
-    for (; done + num <= vectors; done += num) score<T, R, num>(tile, chunk, query, done);
-    for (; done < vectors; ++done) score<T, R, 1>(tile, chunk, query, done);
+    for (; done + num <= vectors; done += num) score<E, R, num>(tile, blocks, query, done);
+    for (; done < vectors; ++done) score<E, R, 1>(tile, blocks, query, done);
 }
 
 // The scores [n] of one query become exponentials; the largest score and the sum of exponentials.
@@ -99,15 +118,16 @@ inline void softmax(float* scores, int64_t n, float& largest_score, float& total
 }
 
 // sums [R, num vectors] += exponentials x values, over positions [begin, end) of the chunk.
-template <class T, int R, int num>
-inline void weigh(const QueryTile& tile, int64_t chunk, int64_t query, int64_t column, int64_t begin, int64_t end) {
+template <class E, int R, int num>
+inline void weigh(const QueryTile& tile, const Blocks<E>& blocks, int64_t query, int64_t column, int64_t begin,
+                  int64_t end) {
     const int64_t d = tile.args->d;
     Vec lanes[R * num];
     for (int r = 0; r < R; ++r) {
         for (int i = 0; i < num; ++i) lanes[r * num + i] = load(tile.sums + (query + r) * d + column + i * Vec::N);
     }
     for (int64_t position = begin; position < end;) {
-        const T* values = value_block<T>(tile, (chunk * kChunk + position) / kBlock) + column;
+        const E* values = blocks.at[position / kBlock] + column;
         const int64_t block_end = smaller(end, (position / kBlock + 1) * kBlock);
         for (; position < block_end; ++position) {
             Vec value[num];
@@ -124,13 +144,13 @@ inline void weigh(const QueryTile& tile, int64_t chunk, int64_t query, int64_t c
 }
 
 // The same for a head dimension's last columns, fewer than a vector.
-template <class T>
-inline void weigh_rest(const QueryTile& tile, int64_t chunk, int64_t query, int64_t column, int64_t end) {
+template <class E>
+inline void weigh_rest(const QueryTile& tile, const Blocks<E>& blocks, int64_t query, int64_t column, int64_t end) {
     const int64_t d = tile.args->d, count = d - column;
     float* sums = tile.sums + query * d + column;
     Vec lanes = load_first(sums, count);
     for (int64_t position = 0; position < end; ++position) {
-        const T* values = value_block<T>(tile, (chunk * kChunk + position) / kBlock) + column;
+        const E* values = blocks.at[position / kBlock] + column;
         const Vec value = load_first(values + position % kBlock * d, count);
         lanes = fma(broadcast(tile.scores[query * kChunk + position]), value, lanes);
     }
@@ -138,8 +158,8 @@ inline void weigh_rest(const QueryTile& tile, int64_t chunk, int64_t query, int6
 }
 
 // R queries, the first of which looks at the fewest positions: together as far as all look, then each for itself.
-template <class T, int R>
-inline void weigh_queries(const QueryTile& tile, int64_t chunk, int64_t query) {
+template <class E, int R>
+inline void weigh_queries(const QueryTile& tile, const Blocks<E>& blocks, int64_t chunk, int64_t query) {
     constexpr int num = kLanesInFlight / R > 4 ? 4 : kLanesInFlight / R;
     const int64_t d = tile.args->d, whole = d / Vec::N * Vec::N;
     const auto positions = [&](int64_t i) { return smaller(kChunk, larger(0, tile.limits[i] - chunk * kChunk)); };
@@ -149,10 +169,10 @@ inline void weigh_queries(const QueryTile& tile, int64_t chunk, int64_t query) {
     const auto columns = [&](auto width) {
         constexpr int n = decltype(width)::value;
         for (; column + n * Vec::N <= whole; column += n * Vec::N) {
-            weigh<T, R, n>(tile, chunk, query, column, 0, together);
+            weigh<E, R, n>(tile, blocks, query, column, 0, together);
             for (int64_t r = 0; r < R; ++r) {
                 if (positions(query + r) > together) {
-                    weigh<T, 1, n>(tile, chunk, query + r, column, together, positions(query + r));
+                    weigh<E, 1, n>(tile, blocks, query + r, column, together, positions(query + r));
                 }
             }
         }
@@ -160,7 +180,7 @@ inline void weigh_queries(const QueryTile& tile, int64_t chunk, int64_t query) {
     columns(Constant<num>{});
     columns(Constant<1>{});
     if (whole < d) {
-        for (int64_t r = 0; r < R; ++r) weigh_rest<T>(tile, chunk, query + r, whole, positions(query + r));
+        for (int64_t r = 0; r < R; ++r) weigh_rest<E>(tile, blocks, query + r, whole, positions(query + r));
     }
 }
 
@@ -174,21 +194,35 @@ inline void by_groups(int64_t num, F f) {
     if (num - query == 1) return f(Constant<1>{}, query);
 }
 
-// largest, total and sums of one chunk alone, for queries that look at it.
-template <class T>
-inline void attend_chunk(const QueryTile& tile, int64_t chunk) {
-    const int64_t d = tile.args->d;
-    int64_t most = 0;
-    for (int64_t i = 0; i < tile.num; ++i) most = larger(most, smaller(kChunk, tile.limits[i] - chunk * kChunk));
-    const int64_t vectors = (most + Vec::N - 1) / Vec::N;
+// largest, total and sums of one chunk alone, for queries that look at it; `positions`: most that one looks at.
+template <class E>
+inline void attend_blocks(const QueryTile& tile, const Blocks<E>& keys, const Blocks<E>& values, int64_t chunk,
+                          int64_t positions) {
+    const int64_t vectors = (positions + Vec::N - 1) / Vec::N;
     by_groups(tile.num,
-              [&](auto r, int64_t query) { score_queries<T, decltype(r)::value>(tile, chunk, query, vectors); });
+              [&](auto r, int64_t query) { score_queries<E, decltype(r)::value>(tile, keys, query, vectors); });
     for (int64_t i = 0; i < tile.num; ++i) {
         const int64_t n = smaller(kChunk, tile.limits[i] - chunk * kChunk);
         if (n > 0) softmax(tile.scores + i * kChunk, n, tile.largest[i], tile.total[i]);
     }
-    __builtin_memset(tile.sums, 0, tile.num * d * sizeof(float));
-    by_groups(tile.num, [&](auto r, int64_t query) { weigh_queries<T, decltype(r)::value>(tile, chunk, query); });
+    __builtin_memset(tile.sums, 0, tile.num * tile.args->d * sizeof(float));
+    by_groups(tile.num,
+              [&](auto r, int64_t query) { weigh_queries<E, decltype(r)::value>(tile, values, chunk, query); });
+}
+
+template <class T>
+inline void attend_chunk(const QueryTile& tile, int64_t chunk) {
+    const Attend& a = *tile.args;
+    const int64_t positions = smaller(kChunk, tile.limits[tile.num - 1] - chunk * kChunk);  // the last looks at most
+    const int64_t num = (positions + kBlock - 1) / kBlock;
+    const Blocks<T> keys = blocks_of<T>(tile, a.keys, chunk, num), values = blocks_of<T>(tile, a.values, chunk, num);
+    if (sizeof(T) < sizeof(float) && tile.num > 8) {
+        const Blocks<float> wide_keys = widened(keys, num, a.d, tile.wide);
+        const Blocks<float> wide_values = widened(values, num, a.d, tile.wide + kChunk * a.d);
+        attend_blocks(tile, wide_keys, wide_values, chunk, positions);
+    } else {
+        attend_blocks(tile, keys, values, chunk, positions);
+    }
 }
 
 // What the chunks before gave, of one query.

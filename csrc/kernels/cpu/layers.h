@@ -39,7 +39,7 @@ struct Layers {
         const int64_t block = kRowBlock * kMostUnitRows * 4;
         const int64_t products =
             2 * block + round_up(Product<T>::parked_bytes(), 64) + round_up(4 * kPackRows * s.widest, 64);
-        const int64_t attention = kTileQueries * (kChunk + 3 * s.head_dim + 16) * 4 + 1024;
+        const int64_t attention = (kTileQueries * (kChunk + 3 * s.head_dim + 16) + 2 * kChunk * s.head_dim) * 4 + 1024;
         return {larger(2 * operand, partials) + 64, own_operand + larger(products, attention) + 64};
     }
 
@@ -271,6 +271,7 @@ private:
             scores = own.template take<float>(kTileQueries * kChunk);
             sums = own.template take<float>(kTileQueries * a.d);
             merged_sums = own.template take<float>(kTileQueries * a.d);
+            wide = own.template take<float>(2 * kChunk * a.d);
             partials = reinterpret_cast<float*>(m.shared);
         }
 
@@ -299,7 +300,8 @@ private:
                            scores,
                            filled.largest,
                            filled.total,
-                           sums};
+                           sums,
+                           wide};
             for (int64_t i = 0; i < tokens * heads; ++i) {
                 const int64_t token = place.first_token + i / heads;
                 const int64_t head = place.kv_head * group + first_head + i % heads;
@@ -363,7 +365,7 @@ private:
 
         const Attend& a;
         int64_t tile_heads, head_tiles, tile_tokens;
-        float *q, *scores, *sums, *merged_sums, *partials;
+        float *q, *scores, *sums, *merged_sums, *wide, *partials;
     };
 };
 
