@@ -37,9 +37,6 @@ struct Dot<BFloat16> {
 };
 #endif
 
-// Up to so many rows of x, the memory is what W waits for.
-constexpr int64_t kFewRows = 16;
-
 // Rows of x that a unit of work takes at a time, so that they stay in the second-level cache.
 constexpr int64_t kRowBlock = 32 * kTileRows;
 
@@ -169,7 +166,7 @@ private:
         Vec* parked = call.parked + m * NR;
         float* c = call.c + m * call.ldc + n;
         // A single row keeps up with the memory by itself.
-        const bool ahead = MR > 1 && m == 0 && call.m <= kFewRows;
+        const bool ahead = MR > 1 && m == 0;
         if (ahead) return tile<MR, NR, true>(x, w + k, call.ldw, length, begins, ends, parked, c, call.ldc);
         tile<MR, NR, false>(x, w + k, call.ldw, length, begins, ends, parked, c, call.ldc);
     }
