@@ -126,7 +126,7 @@ std::vector<Sample> sample(const at::Tensor& logits, const std::vector<Sequence*
     at::Tensor logprob = at::empty({num_rows}, temperature.options());
     at::Tensor processed_logprob = at::empty({num_rows}, temperature.options());
 
-    Context context{device};
+    Context context{device, kernels.entries};
     kernels.sample(context, {logits, edits, greedy, temperature, top_k, nucleus, typical, min_p, random,
                              rows.most_top_k, rows.any_nucleus, rows.any_typical, rows.any_min_p, rows.any_sampled,
                              rows.want_logprobs, token, logprob, processed_logprob});
