@@ -6,12 +6,12 @@
 
 A cell is a vocabulary, a type of weights and a batch. Two things are measured, each interleaved within itself:
 
-- Steps of generate, greedy and with everything on, taking turns: `greedy` and `everything` are medians over the steps of
-  all rounds. On a small model of the same vocabulary the steps differ by the sampler alone, so their difference there is
-  the sampler's time ("sampler"); its share is sampler / (greedy + sampler) with the steps of the large model. The
-  difference on the large model itself is in the report too ("difference"); it drowns in the noise of the step.
-- Beside it, on logits and token ids of the same shapes, the same options by Hugging Face's logits processors, softmax and
-  multinomial (which has no frequency and presence penalty), and by a plain PyTorch function with a sort.
+- Steps of generate, greedy and with everything on, take turns: `greedy` and `everything` are medians over the steps of
+  all rounds. Of a small model with the same vocabulary they differ by the sampler alone, so their difference there is
+  the sampler's time (`sampler`), and its share is sampler / (greedy + sampler) with the steps of the large model. The
+  difference on the large model itself (`difference`) is in the report too; it drowns in the noise of the step.
+- Beside it, on logits and token ids of the same shapes, the same options by Hugging Face's logits processors, softmax
+  and multinomial (no frequency and presence penalty), and by a plain PyTorch function with a sort.
 
 The last line is one JSON object.
 """
@@ -89,9 +89,7 @@ def measure(
     }
 
 
-def steps_of(
-    model: DemiurgicForCausalLM, prompts: list[list[int]], new: int, rounds: int
-) -> dict[str, list[float]]:
+def steps_of(model: DemiurgicForCausalLM, prompts: list[list[int]], new: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of single steps of decoding, the first ones (which read the prompts) left out."""
     seconds: dict[str, list[float]] = {name: [] for name in OPTIONS}
     for round_number in range(rounds + 1):
@@ -143,7 +141,7 @@ def by_sorting(logits: Tensor, ids: Tensor) -> Tensor:
 def line_of(cell: dict[str, Any]) -> str:
     others = ", ".join(f"{name} {1e6 * cell['others'][name]['median']:.0f} us" for name in cell["others"])
     return (
-        f"{cell['vocab']:>7} tokens, {cell['dtype']:>8}, batch {cell['batch']}: greedy step {1e3 * cell['greedy']:.2f} ms, "
+        f"{cell['vocab']:>7} tokens, {cell['dtype']:>8}, batch {cell['batch']}: step {1e3 * cell['greedy']:.2f} ms, "
         f"sampler {1e6 * cell['sampler']:.0f} us = {100 * cell['share']:.2f} % of the step "
         f"(difference {1e6 * cell['difference']:.0f} us); {others}"
     )

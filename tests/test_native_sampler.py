@@ -1,5 +1,6 @@
 """The CPU's own sampler against the reference: the same tokens, log-probabilities and errors, every bit of them."""
 
+import functools
 import math
 import random
 
@@ -92,63 +93,92 @@ def random_options(r, vocab):
 def outcome(model, prompts, configs):
     """Of rows with different options that run together: tokens, both log-probabilities, the error."""
     together = [Generation(model, p, config=c, want_logprobs=True) for p, c in zip(prompts, configs, strict=True)]
-    while any([generation.advance() for generation in together]):
+    while sum(generation.advance() for generation in together):
         pass
     results = [generation.result() for generation in together]
     return [(r.completions, r.logprobs, r.processed_logprobs, r.finish_reasons, r.errors) for r in results]
 
 
-def check(monkeypatch, isa, logits, prompts, configs, label):
-    model = fixed_logits_model(logits)
-    monkeypatch.setenv("DEMIURGIC_KERNELS", "reference")
-    expected = outcome(model, prompts, configs)
-    monkeypatch.setenv("DEMIURGIC_KERNELS", isa)
-    assert _C.kernels_info("cpu")["sample"] == _C.kernels_info("cpu")["log_probability"] == isa
+def by_reference(model, prompts, configs):
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DEMIURGIC_KERNELS", "reference")
+        assert set(_C.kernels_info("cpu").values()) == {"reference"}
+        return outcome(model, prompts, configs)
+
+
+def check(model, prompts, configs, expected, label):
     for config, one, other in zip(configs, outcome(model, prompts, configs), expected, strict=True):
         for a, b in zip(one, other, strict=True):
             same = torch.equal(a.nan_to_num(7), b.nan_to_num(7)) if isinstance(a, torch.Tensor) else a == b
             assert same, (label, config, one, other)
-    return expected
+
+
+def random_case(make, number):
+    """A model of fixed logits, and rows with options of their own."""
+    r = random.Random(f"{make.__name__} {number}")
+    vocab = VOCABS[number]
+    model = fixed_logits_model(make(r, vocab))
+    options = [random_options(r, vocab) for _ in range(5)]
+    configs = [
+        GenerationConfig(seed=i, max_new_tokens=3, num_return_sequences=r.choice([1, 3]), eos_token_id=[0], **o)
+        for i, o in enumerate(options)
+    ]
+    return model, [[r.randrange(vocab) for _ in range(r.randint(1, 12))] for _ in configs], configs
+
+
+@functools.cache  # for all instruction sets
+def random_cases(make):
+    cases = [random_case(make, number) for number in range(len(VOCABS))]
+    return [(*case, by_reference(*case)) for case in cases]
 
 
 @pytest.mark.parametrize("make", dict.fromkeys(LOGITS), ids=lambda make: make.__name__)
-@pytest.mark.parametrize("isa", _C.isa_names())
-def test_native_is_the_reference(monkeypatch, isa, make):
+def test_native_is_the_reference(isa, make):
+    assert _C.kernels_info("cpu")["sample"] == _C.kernels_info("cpu")["log_probability"] == isa
     reasons = set()
-    for number in range(24):
-        r = random.Random(f"{make.__name__} {number}")
-        vocab = VOCABS[number]
-        logits = make(r, vocab)
-        options = [random_options(r, vocab) for _ in range(5)]
-        configs = [
-            GenerationConfig(seed=i, max_new_tokens=3, num_return_sequences=r.choice([1, 3]), eos_token_id=[0], **o)
-            for i, o in enumerate(options)
-        ]
-        prompts = [[r.randrange(vocab) for _ in range(r.randint(1, 12))] for _ in configs]
-        outcomes = check(monkeypatch, isa, logits, prompts, configs, number)
-        reasons |= {reason for result in outcomes for reason in result[3]}
+    for number, (model, prompts, configs, expected) in enumerate(random_cases(make)):
+        check(model, prompts, configs, expected, number)
+        reasons |= {reason for result in expected for reason in result[3]}
     assert reasons == {"error"} if make in (all_forbidden, not_finite) else reasons >= {"length", "error"}
 
 
-@pytest.mark.parametrize("isa", _C.isa_names())
-def test_a_large_vocabulary(monkeypatch, isa):
-    vocab, filters = 152_000, [
-        {"do_sample": False},
-        {"do_sample": False, "repetition_penalty": 1.3},
-        {},
-        {"temperature": 0.7},
-        {"top_k": 50},
-        {"top_k": 20_000, "top_p": 0.9},
-        {"top_k": 50, "top_p": 0.95, "repetition_penalty": 1.2, "frequency_penalty": 0.1, "presence_penalty": 0.1},
-        {"top_p": 0.9},
-        {"top_p": 0.9, "temperature": 100},
-        {"min_p": 0.05},
-        {"typical_p": 0.4},
-        {"top_k": 100, "typical_p": 0.4, "min_p": 0.1},
-    ]  # fmt: skip
-    configs = [GenerationConfig(seed=i, max_new_tokens=2, **{"top_k": 0, "top_p": 1} | o) for i, o in enumerate(filters)]
+FILTERS = [
+    {"do_sample": False},
+    {"do_sample": False, "repetition_penalty": 1.3},
+    {},
+    {"temperature": 0.7},
+    {"top_k": 50},
+    {"top_k": 20_000, "top_p": 0.9},
+    {"top_k": 50, "top_p": 0.95, "repetition_penalty": 1.2, "frequency_penalty": 0.1, "presence_penalty": 0.1},
+    {"top_p": 0.9},
+    {"top_p": 0.9, "temperature": 100},
+    {"min_p": 0.05},
+    {"typical_p": 0.4},
+    {"top_k": 100, "typical_p": 0.4, "min_p": 0.1},
+]
+
+
+@functools.cache
+def large_cases():
+    vocab, cases = 152_000, []
+    configs = [
+        GenerationConfig(seed=i, max_new_tokens=2, **{"top_k": 0, "top_p": 1} | o) for i, o in enumerate(FILTERS)
+    ]
     for scale in (0.5, 3):
         generator = torch.Generator().manual_seed(0)
-        logits = torch.randn(vocab, generator=generator) * scale
+        model = fixed_logits_model(torch.randn(vocab, generator=generator) * scale)
         prompts = [torch.randint(vocab, (500,), generator=generator).tolist() for _ in configs]
-        check(monkeypatch, isa, logits, prompts, configs, scale)
+        cases.append((model, prompts, configs, by_reference(model, prompts, configs)))
+    return cases
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_large_vocabulary(threads):
+    cases, before = large_cases(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for case in cases:
+            check(*case, threads)
+    finally:
+        torch.set_num_threads(before)
