@@ -68,6 +68,7 @@ Engine::Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_
       max_step_tokens_(max_step_tokens),
       cache_(weights_, kBlockSize),
       decoder_(weights_, kernels_),
+      sampler_(kernels_, weights_.device()),
       scheduler_(blocks_, max_step_tokens) {}
 
 bool Engine::serves(const Weights& weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens) const {
@@ -344,7 +345,7 @@ Engine::Results Engine::compute(const std::vector<Work>& work, const Batch& batc
     if (work.empty()) return results;
     const at::Tensor logits = decoder_.decode(batch, cache_, poll);
     const int64_t num_sampled = static_cast<int64_t>(batch.sampled.size()), num_scored = batch.scored_tokens.size(0);
-    if (num_sampled > 0) results.samples = sample(logits.narrow(0, 0, num_sampled), batch.sampled, kernels_);
+    if (num_sampled > 0) results.samples = sampler_.sample(logits.narrow(0, 0, num_sampled), batch.sampled);
     if (num_scored > 0) {
         results.scores = log_probabilities(logits.narrow(0, num_sampled, num_scored), batch.scored_tokens, kernels_);
     }

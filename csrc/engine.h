@@ -118,6 +118,7 @@ private:
     KVBlocks blocks_{kBlockSize};
     KVCache cache_;
     Decoder decoder_;
+    Sampler sampler_;
     Scheduler scheduler_;
     std::vector<std::shared_ptr<Call>> calls_;  // unfinished
     int64_t num_steps_ = 0;

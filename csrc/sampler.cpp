@@ -5,11 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <unordered_map>
 
 #include "kernels/arithmetic.h"
 #include "philox.h"
-#include "stopping.h"
 
 namespace demiurgic {
 
@@ -22,47 +20,26 @@ at::Tensor on_device(const std::vector<T>& values, at::ScalarType dtype, at::Dev
     return tensor.to(device);
 }
 
-// What the options do to one token's logit before temperature.
-struct Edit {
-    float bias = 0;
-    TokenCount count;
-    bool banned = false;
-};
-
-// Steps 1 to 5 of the order of sampling for one sequence. Ids outside the vocabulary were refused before.
-std::unordered_map<int64_t, Edit> edits_of(const Sequence& sequence) {
-    const GenerationConfig& config = *sequence.config;
-    std::unordered_map<int64_t, Edit> edits;
-    for (const auto& [id, bias] : config.logit_bias) edits[id].bias = static_cast<float>(bias);
-    for (const int64_t id : config.bad_token_ids) edits[id].banned = true;
-    for (const auto& [id, count] : sequence.counts) edits[id].count = count;
-    if (config.no_repeat_ngram_size > 0) {
-        for (const int64_t id : tokens_that_repeat_ngram(sequence)) edits[id].banned = true;
-    }
-    if (end_is_forbidden(sequence)) {
-        for (const int64_t id : *config.eos_token_id) edits[id].banned = true;
-        for (const int64_t id : config.stop_token_ids) edits[id].banned = true;
-    }
-    return edits;
-}
-
+// The edits of all sequences, one after the other.
 LogitEdits collect_edits(const std::vector<Sequence*>& sequences, int64_t vocab, at::Device device) {
+    size_t most = 0;
+    for (const Sequence* sequence : sequences) most += sequence->edits.all().size();
+    if (most == 0) return {};
     std::vector<int64_t> index;
     std::vector<float> bias, repetition, frequency, presence;
     std::vector<uint8_t> banned;
+    index.reserve(most);
+    banned.reserve(most);
+    for (std::vector<float>* values : {&bias, &repetition, &frequency, &presence}) values->reserve(most);
     for (size_t row = 0; row < sequences.size(); ++row) {
-        const GenerationConfig& config = *sequences[row]->config;
-        const float repetition_penalty = static_cast<float>(config.repetition_penalty);
-        const float frequency_penalty = static_cast<float>(config.frequency_penalty);
-        const float presence_penalty = static_cast<float>(config.presence_penalty);
-        for (const auto& [id, edit] : edits_of(*sequences[row])) {
-            if (id >= vocab) continue;  // an EOS id of the config may lie outside
-            index.push_back(static_cast<int64_t>(row) * vocab + id);
+        for (const TokenEdit& edit : sequences[row]->edits.all()) {
+            if (edit.token >= vocab) continue;  // an EOS id of the config may lie outside
+            index.push_back(static_cast<int64_t>(row) * vocab + edit.token);
             bias.push_back(edit.bias);
-            repetition.push_back(edit.count.in_window > 0 ? repetition_penalty : 1.0f);
-            frequency.push_back(frequency_penalty * static_cast<float>(edit.count.counted));
-            presence.push_back(edit.count.counted > 0 ? presence_penalty : 0.0f);
-            banned.push_back(edit.banned);
+            repetition.push_back(edit.repetition);
+            frequency.push_back(edit.frequency);
+            presence.push_back(edit.presence);
+            banned.push_back(edit.bans != 0);
         }
     }
     if (index.empty()) return {};
@@ -110,7 +87,7 @@ struct RowOptions {
 
 }  // namespace
 
-std::vector<Sample> sample(const at::Tensor& logits, const std::vector<Sequence*>& sequences, const Kernels& kernels) {
+std::vector<Sample> Sampler::sample(const at::Tensor& logits, const std::vector<Sequence*>& sequences) {
     const int64_t num_rows = logits.size(0), vocab = logits.size(1);
     const at::Device device = logits.device();
     const RowOptions rows(sequences, vocab);
@@ -126,10 +103,9 @@ std::vector<Sample> sample(const at::Tensor& logits, const std::vector<Sequence*
     at::Tensor logprob = at::empty({num_rows}, temperature.options());
     at::Tensor processed_logprob = at::empty({num_rows}, temperature.options());
 
-    Context context{device};
-    kernels.sample(context, {logits, edits, greedy, temperature, top_k, nucleus, typical, min_p, random,
-                             rows.most_top_k, rows.any_nucleus, rows.any_typical, rows.any_min_p, rows.any_sampled,
-                             rows.want_logprobs, token, logprob, processed_logprob});
+    kernels_.sample(context_, {logits, edits, greedy, temperature, top_k, nucleus, typical, min_p, random,
+                               rows.most_top_k, rows.any_nucleus, rows.any_typical, rows.any_min_p, rows.any_sampled,
+                               rows.want_logprobs, token, logprob, processed_logprob});
 
     token = token.to(at::kCPU);
     logprob = logprob.to(at::kCPU);

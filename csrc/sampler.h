@@ -15,8 +15,18 @@ struct Sample {
     float processed_logprob;
 };
 
-// The next token of each sequence from its row of `logits` [R, V] float32. Log-probabilities are filled in only where they
-// are wanted. Sequences are read, not changed; the same state gives the same tokens.
-std::vector<Sample> sample(const at::Tensor& logits, const std::vector<Sequence*>& sequences, const Kernels& kernels);
+// Chooses the next tokens by the options of each sequence. Keeps the memory that the kernel works in.
+class Sampler {
+public:
+    Sampler(const Kernels& kernels, at::Device device) : kernels_(kernels), context_{device, kernels.entries} {}
+
+    // The next token of each sequence from its row of `logits` [R, V] float32. Log-probabilities are filled in only where
+    // they are wanted. Sequences are read, not changed; the same state gives the same tokens.
+    std::vector<Sample> sample(const at::Tensor& logits, const std::vector<Sequence*>& sequences);
+
+private:
+    const Kernels& kernels_;
+    Context context_;
+};
 
 }  // namespace demiurgic

@@ -34,27 +34,12 @@ Sequence::Sequence(std::vector<int64_t> prompt, std::shared_ptr<const Generation
       prompt_length(static_cast<int64_t>(tokens.size())),
       config(std::move(options)),
       seed(row_seed),
-      max_tokens(max_tokens_of(prompt_length, *config)) {
-    if (!uses_penalties()) return;
-    for (int64_t position = 0; position < prompt_length; ++position) count(position, tokens[position]);
-}
-
-bool Sequence::uses_penalties() const {
-    return config->repetition_penalty != 1.0 || config->frequency_penalty != 0.0 || config->presence_penalty != 0.0;
-}
+      max_tokens(max_tokens_of(prompt_length, *config)),
+      edits(*config, tokens) {}
 
 void Sequence::append(int64_t token) {
     tokens.push_back(token);
-    if (uses_penalties()) count(size() - 1, token);
-}
-
-void Sequence::count(int64_t position, int64_t token) {
-    TokenCount& entry = counts[token];
-    ++entry.in_window;
-    if (position >= prompt_length || config->penalize_prompt) ++entry.counted;
-    if (config->repetition_context_size && position >= *config->repetition_context_size) {
-        --counts[tokens[position - *config->repetition_context_size]].in_window;
-    }
+    edits.append(tokens);
 }
 
 }  // namespace demiurgic

@@ -3,10 +3,9 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
-#include "generation_config.h"
+#include "token_edits.h"
 
 namespace demiurgic {
 
@@ -20,12 +19,6 @@ struct SharedPrompt;
 // Most tokens of a row, its prompt included; max_length, where given, wins over max_new_tokens.
 int64_t max_tokens_of(int64_t prompt_length, const GenerationConfig& config);
 
-// How often a token stands in the part of the context that each kind of penalty looks at.
-struct TokenCount {
-    int32_t in_window = 0;  // for repetition_penalty: the last repetition_context_size tokens
-    int32_t counted = 0;    // for frequency_penalty and presence_penalty
-};
-
 // One row of a generation: its tokens, how many of them are in the cache, and why it stopped. Or a row that is scored: its
 // tokens are given, nothing is generated, and `logprobs` is of all tokens but the first.
 struct Sequence {
@@ -36,9 +29,8 @@ struct Sequence {
     int64_t num_inputs() const { return scored && !tokens.empty() ? size() - 1 : size(); }
     int64_t num_generated() const { return size() - prompt_length; }
     bool finished() const { return finish_reason != FinishReason::none; }
-    bool uses_penalties() const;
 
-    // Appends one generated token and keeps the counts up to date.
+    // Appends one generated token and keeps the edits up to date.
     void append(int64_t token);
 
     std::vector<int64_t> tokens;  // the prompt, then what was generated
@@ -48,7 +40,7 @@ struct Sequence {
     const int64_t max_tokens;  // prompt included
     bool scored = false;
 
-    std::unordered_map<int64_t, TokenCount> counts;  // empty where no penalty is on
+    TokenEdits edits;  // of the logits of the next token
 
     int64_t num_cached = 0;       // the first so many tokens have their keys and values in `blocks`
     std::vector<int32_t> blocks;  // cache blocks, in order of position
@@ -61,9 +53,6 @@ struct Sequence {
 
     Call* call = nullptr;                         // the call it belongs to, which owns it
     std::shared_ptr<SharedPrompt> shared_prompt;  // among copies of one prompt; null for a single one
-
-private:
-    void count(int64_t position, int64_t token);
 };
 
 // The copies of one prompt that have not started yet. The first to run, the leader, computes the prompt; the others start

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from demiurgic import _C
+
 # The tests' models are so small that a team of threads costs far more than it brings, above all on a busy machine.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
@@ -26,3 +28,11 @@ def seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture(params=_C.isa_names())
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test runs once with the CPU kernels of each instruction set that this machine has."""
+    name: str = request.param
+    monkeypatch.setenv("DEMIURGIC_KERNELS", name)
+    return name

@@ -14,7 +14,8 @@ REPOSITORY = Path(__file__).parents[1]
 # Lowest first. A file may include those of lower rows, and its own header; a new file needs a place here.
 CXX_LAYERS = [
     {"generation_config", "philox", "kv_blocks", "kernels"},
-    {"sequence", "model_config"},
+    {"token_edits", "model_config"},
+    {"sequence"},
     {"stopping", "weights"},
     {"scheduler", "kv_cache"},
     {"batch", "sampler", "scorer"},
@@ -23,7 +24,7 @@ CXX_LAYERS = [
     {"bindings"},
 ]
 # What decides who runs knows integers only, not even through a header of ours.
-INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "sequence", "stopping", "scheduler"}
+INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "sequence", "stopping", "scheduler"}
 TENSORS = r"<(ATen|c10|torch|cuda)"
 PYTHON = r"<(pybind11|Python\.h|torch/(csrc/utils/pybind|csrc/python|extension|python)|torch/csrc/autograd/python)"
 DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"

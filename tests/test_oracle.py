@@ -7,6 +7,8 @@ from plain_loop import greedy, logprobs_after, prompts_without_ties
 
 from demiurgic import DemiurgicForCausalLM, generate
 
+pytestmark = pytest.mark.usefixtures("isa")
+
 LENGTHS = (1, 2, 15, 16, 17, 40)  # of prompts: around the ends of a cache block, which holds 16 tokens
 NEW = 24
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

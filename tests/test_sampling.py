@@ -185,6 +185,7 @@ FILTERS = [
 ]
 
 
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(("probabilities", "options", "expected"), FILTERS)
 def test_filters(probabilities, options, expected):
     expected = normalised(expected)
@@ -242,6 +243,7 @@ EDITS = [
 ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(("logits", "prompt", "options", "expected"), EDITS)
 def test_bias_bans_and_penalties(logits, prompt, options, expected):
     expected = normalised(softmax(np.array(expected)).tolist())
@@ -263,6 +265,7 @@ GREEDY = [
 ]
 
 
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(("logits", "options", "token", "probability"), GREEDY)
 def test_greedy(logits, options, token, probability):
     assert drawn(fixed_logits_model(logits), copies=2, **options) == pytest.approx({token: probability}, abs=1e-6)
@@ -381,6 +384,7 @@ def random_case(r):
     return logits, prompt, options | {"seed": r.getrandbits(64), "eos_token_id": [r.randrange(vocab)]}
 
 
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("part", range(8))
 def test_every_bit_is_as_specified(part):
     for number in range(50 * part, 50 * (part + 1)):

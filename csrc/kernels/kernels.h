@@ -99,7 +99,7 @@ struct HeadArgs {
 };
 
 // Penalties and bans of tokens, as distinct pairs (row, token): steps 1 to 5 of the order of sampling, applied in the order
-// of the fields. All [E].
+// of the fields. In order of rows. All [E].
 struct LogitEdits {
     at::Tensor index;       // int64, row * V + token
     at::Tensor bias;        // float32, added
@@ -135,10 +135,6 @@ struct LogProbabilityArgs {
     at::Tensor& logprob;       // [R] float32; nan where a logit of the row is NaN or +inf, or all are -inf
 };
 
-constexpr int64_t kNotFinite = -1;       // a logit is NaN or +inf
-constexpr int64_t kNothingAllowed = -2;  // every token is at -inf
-constexpr int64_t kOverflow = -3;        // penalties or temperature made the largest logit infinite
-
 template <class Args>
 struct Kernel {
     void (*function)(Context&, const Args&);
@@ -151,7 +147,7 @@ struct Kernels {
     // Makes the scratch memory and settles the number of threads of the next step.
     void (*prepare)(Context&, const StepShape&);
     // Enters the device's team once for a whole step: every thread runs `loop` with a context of its own, in which all
-    // entries but `sample` are called. Throws what a thread threw.
+    // entries but `sample` and `log_probability` are called; those have threads of their own. Throws what a thread threw.
     void (*run)(Context&, const std::function<void(Context&)>& loop);
     Kernel<EmbedArgs> embed;
     Kernel<AttentionInArgs> attention_in;

@@ -22,4 +22,9 @@ struct StepShape {
     int64_t head_dim;
 };
 
+// What stands for a token where none can be chosen.
+constexpr int64_t kNotFinite = -1;       // a logit is NaN or +inf
+constexpr int64_t kNothingAllowed = -2;  // every token is at -inf
+constexpr int64_t kOverflow = -3;        // penalties or temperature made the largest logit infinite
+
 }  // namespace demiurgic

@@ -9,6 +9,7 @@
 
 #include "kernels/cpu/float_mode.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/sample.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -132,6 +133,8 @@ Kernels make_kernels(const Isa& isa, const Entries& entries, const Kernels& refe
     kernels.attention_out = {attention_out, isa.name};
     kernels.mlp = {mlp, isa.name};
     kernels.head = {head, isa.name};
+    kernels.sample = {sample, isa.name};
+    kernels.log_probability = {log_probability, isa.name};
     kernels.float_activations = true;
     kernels.entries = &entries;
     return kernels;

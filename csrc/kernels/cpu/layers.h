@@ -4,6 +4,7 @@
 // Every member of the team runs them; each phase ends in the team's barrier.
 
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/sampling.h"
 
 // Few rows are normed and packed by each member for itself: cheaper than a barrier.
 constexpr int64_t kOwnRows = 8;
@@ -372,5 +373,6 @@ private:
 template <class T>
 constexpr Entries entries() {
     using L = Layers<T>;
-    return {L::scratch, L::embed, L::attention_in, L::attend, L::attention_out, L::mlp, L::head};
+    return {L::scratch, L::embed, L::attention_in, L::attend,  L::attention_out,
+            L::mlp,     L::head,  sample_scratch,  sample_row, row_log_probability};
 }

@@ -1,0 +1,408 @@
+#pragma once
+
+// The sampler's entries: one row from logits to a token, by thresholds instead of sorts. The order of sampling and its
+// arithmetic are those of reference_sample.cpp, bit for bit. Included inside the namespace of an instruction set. V:
+// tokens of the row.
+
+#include "kernels/cpu/lanes.h"
+#include "kernels/cpu/select.h"
+
+constexpr float kInfinity = __builtin_inff();
+constexpr float kLowest = -3.40282347e38f;
+
+// A row is cut into stripes of consecutive tokens. The tokens of a stripe in one lane are a group; the largest of each
+// group tells where it is worth looking.
+constexpr int64_t kStripe = 16 * kLanes;
+
+inline int64_t num_stripes(int64_t vocab) { return (vocab + kStripe - 1) / kStripe; }
+
+// f(i, lanes) for the lanes of one stripe from the token i on. Behind the last token they are -inf.
+template <class F>
+inline void for_stripe(const float* logits, int64_t vocab, int64_t stripe, F f) {
+    const int64_t first = stripe * kStripe, end = first + kStripe;
+    if (end <= vocab) {
+        for (int64_t i = first; i < end; i += kLanes) f(i, load_lanes(logits + i));
+    } else {
+        for (int64_t i = first; i < vocab; i += kLanes) {
+            const bool whole = i + kLanes <= vocab;
+            f(i, whole ? load_lanes(logits + i) : load_lanes(logits + i, vocab - i, -kInfinity));
+        }
+    }
+}
+
+// The largest of each group; false where a logit is NaN or +inf. maxima: [stripes * kLanes]; copy: [stripes * kStripe],
+// or null.
+inline bool find_maxima(const float* logits, int64_t vocab, float* maxima, float* copy) {
+    IntLanes finite = IntLanes{} - 1;
+    for (int64_t stripe = 0; stripe < num_stripes(vocab); ++stripe) {
+        FloatLanes largest = spread(-kInfinity);
+        for_stripe(logits, vocab, stripe, [&](int64_t i, FloatLanes x) {
+            finite &= x < kInfinity;
+            largest = larger_lanes(largest, x);
+            if (copy) store_lanes(copy + i, x);
+        });
+        store_lanes(maxima + stripe * kLanes, largest);
+    }
+    return !any_lane(~finite);
+}
+
+// n: a multiple of kLanes, 1 or more
+inline float largest_of(const float* x, int64_t n) {
+    FloatLanes lanes = load_lanes(x);
+    for (int64_t i = kLanes; i < n; i += kLanes) lanes = larger_lanes(lanes, load_lanes(x + i));
+    float largest = lanes[0];
+    for (int i = 1; i < kLanes; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+    return largest;
+}
+
+inline int64_t mass_of(float exponential) { return static_cast<int64_t>(exponential * arithmetic::kMassUnit); }
+
+// The sum of the masses of one stripe's tokens, e^(logit / temperature - largest) each.
+inline int64_t mass_of_stripe(const float* logits, int64_t vocab, int64_t stripe, float temperature, float largest) {
+    constexpr float kHalf = 1048576.0f;  // 2^20: a mass in two halves, each in 32 bits; its 2^40ths are exact
+    static_assert(kHalf * kHalf == arithmetic::kMassUnit);
+    IntLanes high = {}, low = {};
+    for_stripe(logits, vocab, stripe, [&](int64_t, FloatLanes x) {
+        const FloatLanes divided = temperature == 1.0f ? x : x / temperature;
+        const FloatLanes scaled = exp_not_positive(divided - largest) * kHalf;
+        const IntLanes whole = truncated(scaled);
+        high += whole;
+        low += truncated((scaled - floats_of(whole)) * kHalf);
+    });
+    int64_t sum = 0;
+    for (int i = 0; i < kLanes; ++i) sum += (int64_t{high[i]} << 20) + low[i];
+    return sum;
+}
+
+inline int64_t mass_of_row(const float* logits, int64_t vocab, float temperature, float largest) {
+    int64_t sum = 0;
+    for (int64_t i = 0; i < num_stripes(vocab); ++i) sum += mass_of_stripe(logits, vocab, i, temperature, largest);
+    return sum;
+}
+
+// Of a token whose logit is `shifted` less than the largest, where all masses sum to `total`.
+inline float log_probability_of(float shifted, int64_t total) {
+    return shifted - log_positive(static_cast<float>(total) * (1.0f / arithmetic::kMassUnit));
+}
+
+// floor(a * b / 2^bits)
+inline int64_t scaled_by(int64_t a, uint64_t b, int bits) {
+    return static_cast<int64_t>(static_cast<unsigned __int128>(a) * b >> bits);
+}
+
+// The work on one row. "Divided" is by the temperature.
+struct RowSampler {
+    static int64_t scratch(int64_t vocab) {
+        Arrays arrays(nullptr, vocab);
+        return arrays.bytes;
+    }
+
+    RowSampler(const SampleRow& row, char* memory) : a(row), m(memory, row.vocab) {}
+
+    SampledToken run() {
+        const bool has_edits = a.edits.num > 0;
+        if (!find_maxima(a.logits, a.vocab, m.maxima, has_edits ? m.edited : nullptr)) return none(kNotFinite);
+        const float raw_largest = largest_of(m.maxima, num_groups());
+        logits = has_edits ? m.edited : a.logits;
+        if (has_edits) apply_edits();
+        const float undivided = largest_of(m.maxima, num_groups());
+        if (undivided == -kInfinity) return none(kNothingAllowed);
+        largest = undivided / a.temperature;
+        if (!(__builtin_fabsf(largest) < kInfinity)) return none(kOverflow);
+
+        const Choice choice = a.greedy ? most_likely() : drawn();
+        SampledToken result = {choice.token, 0, 0};
+        if (a.want_logprobs) {
+            const int64_t raw_total = mass_of_row(a.logits, a.vocab, 1.0f, raw_largest);
+            result.logprob = log_probability_of(a.logits[choice.token] - raw_largest, raw_total);
+            result.processed_logprob = log_probability_of(choice.shifted, choice.total);
+        }
+        return result;
+    }
+
+private:
+    struct Arrays {
+        Arrays(char* memory, int64_t vocab) : next(memory) {
+            const int64_t stripes = num_stripes(vocab), padded = stripes * kStripe + kLanes;
+            edited = take<float>(padded);
+            maxima = take<float>(stripes * kLanes);
+            stripe_masses = take<int64_t>(stripes);
+            ids = take<int32_t>(padded);
+            values = take<float>(padded);
+            exponentials = take<float>(padded);
+            masses = take<int64_t>(padded);
+            keys = take<uint32_t>(padded);
+            spare_keys = take<uint32_t>(padded);
+            spare_masses = take<int64_t>(padded);
+        }
+
+        template <class P>
+        P* take(int64_t count) {
+            const int64_t size = (count * static_cast<int64_t>(sizeof(P)) + 63) / 64 * 64;
+            P* piece = reinterpret_cast<P*>(next);
+            if (next) next += size;
+            bytes += size;
+            return piece;
+        }
+
+        char* next;
+        int64_t bytes = 0;
+        float* edited;           // [V] logits after steps 1 to 5, where there are edits
+        float* maxima;           // [groups]
+        int64_t* stripe_masses;  // [stripes]
+        // Candidates, in order of id: the tokens that the filters so far have left.
+        int32_t* ids;
+        float* values;        // divided logits
+        float* exponentials;  // e^(value - largest)
+        int64_t* masses;
+        // For find_cut.
+        uint32_t* keys;
+        uint32_t* spare_keys;
+        int64_t* spare_masses;
+    };
+
+    struct Choice {
+        int64_t token;
+        float shifted;  // its divided logit less the largest that is left
+        int64_t total;  // of the masses that are left
+    };
+
+    static SampledToken none(int64_t code) { return {code, __builtin_nanf(""), __builtin_nanf("")}; }
+
+    int64_t num_groups() const { return num_stripes(a.vocab) * kLanes; }
+
+    // Steps 1 to 5, on the copy of the logits; the maxima follow.
+    void apply_edits() {
+        const RowEdits& e = a.edits;
+        for (int64_t i = 0; i < e.num; ++i) {
+            const int64_t token = e.index[i] - e.first_index;
+            const float before = m.edited[token];
+            float x = before + e.bias[i];
+            x = x < 0 ? x * e.repetition[i] : x / e.repetition[i];
+            x = x - e.frequency[i];
+            x = x - e.presence[i];
+            x = e.banned[i] ? -kInfinity : x;
+            m.edited[token] = x;
+            float& group = m.maxima[token / kStripe * kLanes + token % kLanes];
+            if (x > group) {
+                group = x;
+            } else if (before == group) {
+                group = largest_of_group(token);
+            }
+        }
+    }
+
+    float largest_of_group(int64_t token) const {
+        float found = -kInfinity;
+        const int64_t first = token / kStripe * kStripe + token % kLanes;
+        for (int64_t i = first; i < smaller(first + kStripe, a.vocab); i += kLanes) {
+            found = m.edited[i] > found ? m.edited[i] : found;
+        }
+        return found;
+    }
+
+    // The lowest id among the largest logits.
+    Choice most_likely() {
+        int64_t token = 0;
+        while (!any_lane(load_lanes(m.maxima + token / kStripe * kLanes) == largest)) token += kStripe;
+        while (logits[token] != largest) ++token;
+        return {token, 0.0f, a.want_logprobs ? mass_of_row(logits, a.vocab, 1.0f, largest) : 0};
+    }
+
+    // Steps 7 to 11.
+    Choice drawn() {
+        const bool has_top_k = a.top_k < a.vocab, has_nucleus = a.nucleus < int64_t{1} << arithmetic::kNucleusBits;
+        divide_maxima();
+        if (has_top_k) {
+            collect_top_k();
+        } else if (has_nucleus && !a.typical) {
+            collect_nucleus();
+        } else if (has_nucleus) {
+            collect(-kInfinity);
+        } else if (a.min_p > 1e-30f) {
+            // Those below e^(ln(min_p) - 0.01) of the largest are out, however exp and log round.
+            collect(largest + (log_positive(a.min_p) - 0.01f));
+        } else {
+            return drawn_of_all();
+        }
+        weigh();
+        if (has_nucleus) {
+            if (has_top_k || a.typical) target = target_of(total);
+            keep_nucleus();
+        }
+        if (a.min_p > 0) {
+            keep([&](int64_t i) { return !(m.exponentials[i] < a.min_p); });
+        }
+        return drawn_of_candidates();
+    }
+
+    void divide_maxima() {
+        for (int64_t i = 0; i < num_groups(); i += kLanes) {
+            store_lanes(m.maxima + i, load_lanes(m.maxima + i) / a.temperature);
+        }
+    }
+
+    // All tokens with a divided logit of `least` or more become candidates, but none at -inf.
+    void collect(float least) {
+        least = least > kLowest ? least : kLowest;
+        num = 0;
+        for (int64_t stripe = 0; stripe < num_stripes(a.vocab); ++stripe) {
+            if (!any_lane(load_lanes(m.maxima + stripe * kLanes) >= least)) continue;
+            for_stripe(logits, a.vocab, stripe, [&](int64_t i, FloatLanes x) {
+                const FloatLanes divided = x / a.temperature;
+                for (int lane = 0; lane < kLanes; ++lane) {
+                    m.ids[num] = static_cast<int32_t>(i + lane);
+                    m.values[num] = divided[lane];
+                    num += divided[lane] >= least;
+                }
+            });
+        }
+    }
+
+    // Keeps the candidates for which f(index) holds.
+    template <class F>
+    void keep(F f) {
+        int64_t kept = 0;
+        total = 0;
+        for (int64_t i = 0; i < num; ++i) {
+            const bool stays = f(i);
+            m.ids[kept] = m.ids[i];
+            m.values[kept] = m.values[i];
+            m.exponentials[kept] = m.exponentials[i];
+            const int64_t mass = m.masses[kept] = m.masses[i];
+            total += stays ? mass : 0;
+            kept += stays;
+        }
+        num = kept;
+    }
+
+    // Exponentials and masses of the candidates.
+    void weigh() {
+        total = 0;
+        for (int64_t i = 0; i < num; i += kLanes) {
+            store_lanes(m.exponentials + i, exp_not_positive(load_lanes(m.values + i) - largest));
+        }
+        for (int64_t i = 0; i < num; ++i) {
+            m.masses[i] = mass_of(m.exponentials[i]);
+            total += m.masses[i];
+        }
+    }
+
+    // The k-th largest of x [n], 1 <= k <= n.
+    float kth_largest(const float* x, int64_t n, int64_t k) {
+        for (int64_t i = 0; i < n; ++i) m.keys[i] = key_of(x[i]);
+        for (int64_t i = 0; i < n; ++i) m.masses[i] = 1;
+        return float_of_key(find_cut(m.keys, m.masses, n, k, m.spare_keys, m.spare_masses).key);
+    }
+
+    void collect_top_k() {
+        // k groups have a token as large as the k-th of their maxima, so the k-th largest token is not smaller.
+        collect(a.top_k <= num_groups() ? kth_largest(m.maxima, num_groups(), a.top_k) : -kInfinity);
+        if (num <= a.top_k) return;
+        const float kth = kth_largest(m.values, num, a.top_k);
+        keep([&](int64_t i) { return m.values[i] >= kth; });
+    }
+
+    int64_t target_of(int64_t mass) const {
+        const int64_t scaled = scaled_by(mass, static_cast<uint64_t>(a.nucleus), arithmetic::kNucleusBits);
+        return scaled > 1 ? scaled : 1;
+    }
+
+    // The candidates of top_p alone: the largest tokens until their mass reaches the target, and more.
+    void collect_nucleus() {
+        target = target_of(mass_of_row(logits, a.vocab, a.temperature, largest));
+        for (float depth = 4.0f;; depth *= 2) {  // e^-32 has no mass, so it ends there
+            collect(largest - depth);
+            weigh();
+            if (total >= target) return;
+        }
+    }
+
+    // Step 9: the first candidates in order until their mass reaches the target, ties in order of id.
+    void keep_nucleus() {
+        if (a.typical) {
+            make_keys_of_distances();
+        } else {
+            for (int64_t i = 0; i < num; ++i) m.keys[i] = key_of(m.values[i]);
+        }
+        const Cut cut = find_cut(m.keys, m.masses, num, target, m.spare_keys, m.spare_masses);
+        int64_t before = cut.before;
+        keep([&](int64_t i) {
+            if (m.keys[i] != cut.key) return m.keys[i] > cut.key;
+            const bool stays = before < target;
+            before += m.masses[i];
+            return stays;
+        });
+        if (!a.typical) return;
+        largest = -kInfinity;  // it need not be typical
+        for (int64_t i = 0; i < num; ++i) largest = m.values[i] > largest ? m.values[i] : largest;
+        weigh();
+    }
+
+    // Descending keys of ascending |surprise - entropy|.
+    void make_keys_of_distances() {
+        const float scale = static_cast<float>(total) * (1.0f / arithmetic::kMassUnit), log_scale = log_positive(scale);
+        const auto surprise = [&](int64_t i) { return -((m.values[i] - largest) - log_scale); };
+        int64_t sum = 0;
+        for (int64_t i = 0; i < num; ++i) {
+            if (m.masses[i] > 0) sum += mass_of(m.exponentials[i] / scale * surprise(i));
+        }
+        const float entropy = static_cast<float>(sum) * (1.0f / arithmetic::kMassUnit);
+        for (int64_t i = 0; i < num; ++i) m.keys[i] = ~key_of(__builtin_fabsf(surprise(i) - entropy));
+    }
+
+    // Step 11: the first token in order of id at which the sum of masses is above the random part of the total.
+    Choice drawn_of_candidates() const {
+        int64_t i = 0;
+        for (int64_t left = scaled_by(total, a.random, 64); left >= m.masses[i]; ++i) left -= m.masses[i];
+        return {m.ids[i], m.values[i] - largest, total};
+    }
+
+    Choice drawn_of_all() {
+        total = 0;
+        for (int64_t i = 0; i < num_stripes(a.vocab); ++i) {
+            m.stripe_masses[i] = mass_of_stripe(logits, a.vocab, i, a.temperature, largest);
+            total += m.stripe_masses[i];
+        }
+        int64_t left = scaled_by(total, a.random, 64), stripe = 0;
+        for (; left >= m.stripe_masses[stripe]; ++stripe) left -= m.stripe_masses[stripe];
+        num = 0;  // the stripe's tokens are the candidates
+        for_stripe(logits, a.vocab, stripe, [&](int64_t, FloatLanes x) {
+            store_lanes(m.values + num, x / a.temperature);
+            num += kLanes;
+        });
+        const int64_t sum = total;
+        weigh();
+        int64_t i = 0;
+        for (; left >= m.masses[i]; ++i) left -= m.masses[i];
+        return {stripe * kStripe + i, m.values[i] - largest, sum};
+    }
+
+    const SampleRow& a;
+    Arrays m;
+    const float* logits = nullptr;  // [V] after steps 1 to 5
+    float largest = 0;              // of the divided logits that are left
+    int64_t num = 0;                // candidates
+    int64_t total = 0;              // of their masses
+    int64_t target = 0;             // mass that the nucleus must reach
+};
+
+inline SampledToken sample_row(const SampleRow& row, char* scratch) { return RowSampler(row, scratch).run(); }
+
+inline int64_t sample_scratch(int64_t vocab) { return RowSampler::scratch(vocab); }
+
+// Of one token of logits [V]; NaN where a logit is NaN or +inf, or all are -inf.
+inline float row_log_probability(const float* logits, int64_t vocab, int64_t token) {
+    IntLanes finite = IntLanes{} - 1;
+    FloatLanes lanes = spread(-kInfinity);
+    for (int64_t stripe = 0; stripe < num_stripes(vocab); ++stripe) {
+        for_stripe(logits, vocab, stripe, [&](int64_t, FloatLanes x) {
+            finite &= x < kInfinity;
+            lanes = larger_lanes(lanes, x);
+        });
+    }
+    float largest = lanes[0];
+    for (int i = 1; i < kLanes; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+    if (any_lane(~finite) || largest == -kInfinity) return __builtin_nanf("");
+    return log_probability_of(logits[token] - largest, mass_of_row(logits, vocab, 1.0f, largest));
+}
