@@ -1,7 +1,7 @@
 """The engines that peers.py compares, each in a process of its own: python contenders.py NAME THREADS.
 
-A worker reads one JSON object a line from standard input, {"do": "load" | "generate" | "gemm", ...}, and answers each
-with one line. The parent stops it (SIGSTOP) while another one is timed, so its spinning threads cost the others nothing.
+A worker reads one JSON object a line from standard input, {"do": "load" | "generate", ...}, and answers each with
+one line. The parent stops it (SIGSTOP) while another one is timed, so its spinning threads cost the others nothing.
 What libraries print goes to standard error. An engine gets the weights, the activations and the cache in the same type.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 Prompts = list[list[int]]  # of one length
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """The engine cannot do what is asked at equal precision; the message says why."""
 
 
@@ -99,12 +99,16 @@ class LlamaCpp:
         settings.n_seq_max = batch
         settings.n_threads = settings.n_threads_batch = threads
         settings.type_k = settings.type_v = cache_type
+        if dtype == "float32":  # its flash attention rounds to float16 inside, and is the slower one in decode
+            settings.flash_attn_type = 0
         self.context = llama_cpp.llama_init_from_model(self.model, settings)
         if not self.model or not self.context:
-            raise Unsupported(f"llama.cpp refused the model or a cache of {dtype}; its log says why")
+            raise UnsupportedError(f"llama.cpp refused the model or a cache of {dtype}; its log says why")
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.tokens = llama_cpp.llama_batch_init(batch * context, 0, 1)
-        self.precision = f"weights and cache {dtype}; activations float32, rounded to {dtype} for each product"
+        self.precision = f"weights and cache {dtype}; activations float32"
+        if dtype == "bfloat16":
+            self.precision += ", rounded to bfloat16 for each product"
 
     def generate(self, prompts: Prompts, new: int) -> Prompts:
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), False)
@@ -182,7 +186,9 @@ class OnnxRuntime:
         import onnxruntime_genai
 
         if dtype != "float32":
-            raise Unsupported(f"onnxruntime has no {dtype} matrix products on the CPU")
+            raise UnsupportedError(
+                f"onnxruntime's CPU provider has no {dtype} kernels for the model that its builder writes"
+            )
         self.genai = onnxruntime_genai
         config = onnxruntime_genai.Config(str(folder))
         config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
@@ -211,7 +217,7 @@ class CTranslate2:
 
         supported = ctranslate2.get_supported_compute_types("cpu")
         if dtype not in supported:
-            raise Unsupported(f"CTranslate2 has no {dtype} on this CPU, only {', '.join(sorted(supported))}")
+            raise UnsupportedError(f"CTranslate2 has no {dtype} on this CPU, only {', '.join(sorted(supported))}")
         self.generator = ctranslate2.Generator(
             str(folder), device="cpu", compute_type=dtype, intra_threads=threads, inter_threads=1
         )
@@ -256,19 +262,6 @@ class Worker:
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "tokens": tokens, "memory": memory()}
 
-    def gemm(self, dtype: str, size: int) -> dict[str, Any]:
-        """Operations a second of torch's product of two square matrices; the best of some."""
-        import torch
-
-        torch.set_num_threads(self.threads)
-        a, b = torch.randn(2, size, size).to(getattr(torch, dtype))
-        seconds = []
-        for _ in range(4):
-            start = time.perf_counter()
-            a @ b
-            seconds.append(time.perf_counter() - start)
-        return {"flops": 2 * size**3 / min(seconds)}
-
 
 def version(package: str) -> str | None:
     try:
@@ -296,7 +289,7 @@ def main() -> None:
         try:
             reply = getattr(worker, request.pop("do"))(**request)
         except Exception as error:
-            kind = "" if isinstance(error, Unsupported) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, UnsupportedError) else f"{type(error).__name__}: "
             reply = {"error": f"{kind}{error}".strip().splitlines()[0]}
         replies.write(json.dumps(reply) + "\n")
         replies.flush()

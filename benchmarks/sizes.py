@@ -53,7 +53,7 @@ class Size:
         return self.layers * sum(math.prod(shape) for _, shape in layer_shapes(self, "") if len(shape) == 2)
 
     def flops(self, tokens: int, rows: int = 1) -> float:
-        """Operations of reading `rows` prompts of `tokens` with the logits of each last one; masked scores not counted."""
+        """Operations of reading `rows` prompts of `tokens`, with the logits of each one's last; masked scores not counted."""
         products = 2 * rows * tokens * self.linear_parameters
         attention = 2 * rows * self.layers * tokens * (tokens + 1) * self.hidden  # q.k and p.v, half of the square
         return products + attention + 2 * rows * self.vocab * self.hidden
@@ -109,7 +109,7 @@ def random_weights(size: Size, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def folder_of(name: str, dtype: str, work: Path) -> Path:
-    """The model's folder under `work`, written if it is not there: a LlamaForCausalLM with a tokenizer of made-up words."""
+    """The model's folder under `work`, written if it is not there: a LlamaForCausalLM and a tokenizer of made-up words."""
     size = SIZES[name]
     digest = hashlib.sha256(json.dumps([asdict(size), FORMAT]).encode()).hexdigest()[:8]
     folder = work / f"{name}-{dtype}-{digest}"
@@ -125,10 +125,6 @@ def folder_of(name: str, dtype: str, work: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
-
-
-def model_of(name: str, dtype: str, work: Path) -> DemiurgicForCausalLM:
-    return DemiurgicForCausalLM.from_pretrained(folder_of(name, dtype, work)).eval()
 
 
 def random_model(name: str, dtype: str) -> DemiurgicForCausalLM:
