@@ -26,8 +26,9 @@ class Demiurgic:
     packages = ("demiurgic", "torch")
 
     def __init__(self, folder: Path, dtype: str, threads: int, batch: int, context: int) -> None:
-        import demiurgic
         import torch
+
+        import demiurgic
 
         torch.set_num_threads(threads)
         self.model = demiurgic.DemiurgicForCausalLM.from_pretrained(folder).eval()

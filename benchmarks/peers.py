@@ -1,10 +1,10 @@
 """Our engine beside others on the same random weights at equal precision, interleaved in one run.
 
-    python benchmarks/peers.py --python .venv-peers/bin/python                  # S and M, float32 and bfloat16, batch 1 and 8
-    python benchmarks/peers.py --models XS --dtypes float32 --rounds 1 --new 16 # is it right?
-    python benchmarks/peers.py --save benchmarks/results/peers.json             # also keeps the cells of earlier runs
+    python benchmarks/peers.py --python peers/bin/python                          # S, M; both types; batch 1, 8
+    python benchmarks/peers.py --models XS --dtypes float32 --rounds 1 --new 16   # is it right?
+    python benchmarks/peers.py --save benchmarks/results/peers.json               # cells of earlier runs in it stay
 
-    pip install torch==2.13.0 && pip install -r benchmarks/requirements.txt     # the peers, in an environment of their own
+The peers come with `pip install -r benchmarks/requirements.txt`, best into an environment of their own (--python).
 
 Each engine runs in a process of its own (contenders.py), with the model in its own format (formats.py); all are loaded,
 and all but the one that is timed are stopped. A cell is a model, a type and a batch. In each round every engine in turn
@@ -164,7 +164,7 @@ class Field:
         return target
 
     def _prompts(self, length: int, seed: int) -> list[list[int]]:
-        return random_prompts(SIZES[self.cell.model], self.cell.batch, length, seed)
+        return random_prompts(SIZES[self.cell.model].vocab, self.cell.batch, length, seed)
 
     def _keep_or_close(self, contender: Contender) -> None:
         if self.together:
