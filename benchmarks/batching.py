@@ -158,9 +158,9 @@ def print_result(result: dict[str, Any]) -> None:
         f"{uneven['times_ideal']:.2f} times the ideal of {uneven['ideal']:.2f} s: prompts "
         f"{uneven['prompts']['median']:.2f} s, then {uneven['full_batch_step']['median'] * 1e3:.1f} ms a step of "
         f"{uneven['running']}\n"
-        f"  {shared['copies']} copies of a prompt of {shared['prompt_tokens']}: {shared['together']['median'] * 1e3:.0f} "
-        f"ms, alone {shared['alone']['median'] * 1e3:.0f} ms, {shared['ratio']:.2f} times; computed tokens "
-        f"{computed['copies']}, alone {computed['alone']}",
+        f"  {shared['copies']} copies of a prompt of {shared['prompt_tokens']}: "
+        f"{shared['together']['median'] * 1e3:.0f} ms, alone {shared['alone']['median'] * 1e3:.0f} ms, "
+        f"{shared['ratio']:.2f} times; computed tokens {computed['copies']}, alone {computed['alone']}",
         flush=True,
     )
 

@@ -108,7 +108,9 @@ def _reader() -> Path | None:
     if not program.exists():
         with tempfile.TemporaryDirectory(dir=program.parent) as folder:
             compiled = Path(folder) / "read_bandwidth"
-            subprocess.run([compiler, "-O3", "-march=native", "-pthread", "-o", compiled, source], check=True)
+            command = [compiler, "-O3", "-march=native", "-pthread", "-o", str(compiled), str(source)]
+            if subprocess.run(command, capture_output=True).returncode != 0:
+                return None
             compiled.rename(program)
     return program
 

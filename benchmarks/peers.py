@@ -8,8 +8,8 @@ The peers come with `pip install -r benchmarks/requirements.txt`, best into an e
 
 Each engine runs in a process of its own (contenders.py), with the model in its own format (formats.py); all are loaded,
 and all but the one that is timed are stopped. A cell is a model, a type and a batch. In each round every engine in turn
-reads a prompt and gives one token, for each prompt length, then reads the prompt and gives `--new` tokens, greedily, EOS
-off; every round has other prompts. A step of decoding is (whole call - first token) / (new - 1). Each round also
+reads a prompt and gives one token, for each prompt length, then reads the prompt and gives `--new` tokens, greedily,
+EOS off; every round has other prompts. A step of decoding is (whole call - first token) / (new - 1). Each round also
 measures how fast the machine reads as many bytes as the weights have, and how fast torch multiplies matrices.
 
 Every engine's tokens are compared with ours: in float32 half of the rows, at least, must agree for 8 tokens or more, or
@@ -109,7 +109,7 @@ class Contender:
 
 
 class Field:
-    """The contenders of one cell. All stay loaded, if memory allows; else each is loaded for its turn alone."""
+    """The contenders of one cell. All stay loaded if memory allows it; else each is loaded for its turn alone."""
 
     def __init__(self, cell: Cell, names: list[str], pythons: dict[str, str], threads: int, work: Path) -> None:
         self.cell, self.pythons, self.threads, self.work = cell, pythons, threads, work

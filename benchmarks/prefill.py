@@ -3,9 +3,9 @@
     python benchmarks/prefill.py                                              # S and M, both types
     python benchmarks/prefill.py --models XS --lengths 16,128 --rounds 1      # is it right?
 
-Our engine reads a prompt and gives one token; a plain PyTorch forward (torch_loop.py) does the same on the same tensors,
-in turns, and torch multiplies two matrices of 2048 x 2048, whose rate is the peak. Operations are those of the layers'
-matrix products, of the attention without its masked half, and of the head for the last token alone.
+Our engine reads a prompt and gives one token; a plain PyTorch forward (torch_loop.py) does the same on the same
+tensors, in turns, and torch multiplies two matrices of 2048 x 2048, whose rate is the peak. Operations are those of the
+layers' matrix products, of the attention without its masked half, and of the head for the last token alone.
 """
 
 from __future__ import annotations
@@ -84,9 +84,10 @@ def print_row(row: dict[str, Any]) -> None:
     seconds = row["seconds"]
     spread = f"{seconds['min'] * 1e3:.2f}-{seconds['max'] * 1e3:.2f}"
     print(
-        f"{row['model']:3}{row['dtype']:10} batch {row['batch']:<5}{row['tokens']:>6}{seconds['median'] * 1e3:>9.2f}"
-        f"{spread:>16}{row['batch'] * row['tokens'] / seconds['median']:>10.0f}{row['flops'] / seconds['median'] / 1e9:>9.0f}"
-        f"{row['share_of_peak']:>9.0%}{row['torch_seconds']['median'] * 1e3:>11.2f}{row['ratio']:>7.2f}",
+        f"{row['model']:3}{row['dtype']:10} batch {row['batch']:<5}{row['tokens']:>6}"
+        f"{seconds['median'] * 1e3:>9.2f}{spread:>16}{row['batch'] * row['tokens'] / seconds['median']:>10.0f}"
+        f"{row['flops'] / seconds['median'] / 1e9:>9.0f}{row['share_of_peak']:>9.0%}"
+        f"{row['torch_seconds']['median'] * 1e3:>11.2f}{row['ratio']:>7.2f}",
         flush=True,
     )
 
