@@ -1,12 +1,13 @@
 """The engines that peers.py compares, each in a process of its own: python contenders.py NAME THREADS.
 
-A worker reads one JSON object a line from standard input, {"do": "load" | "generate", ...}, and answers each with
-one line. The parent stops it (SIGSTOP) while another one is timed, so its spinning threads cost the others nothing.
-What libraries print goes to standard error. An engine gets the weights, the activations and the cache in the same type.
+A worker reads one JSON object a line from standard input, {"do": "check" | "load" | "generate", ...}, and answers
+each with one line. The parent stops it (SIGSTOP) while another one is timed, so its spinning threads cost the others
+nothing. What libraries print goes to standard error. An engine gets weights, activations and cache of the same type.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -24,6 +25,7 @@ class UnsupportedError(Exception):
 
 class Demiurgic:
     packages = ("demiurgic", "torch")
+    module = "demiurgic"
 
     def __init__(self, folder: Path, dtype: str, threads: int, batch: int, context: int) -> None:
         import torch
@@ -43,6 +45,7 @@ class Demiurgic:
 
 class HuggingFace:
     packages = ("transformers", "torch")
+    module = "transformers"
 
     def __init__(self, folder: Path, dtype: str, threads: int, batch: int, context: int) -> None:
         import torch
@@ -64,6 +67,7 @@ class HuggingFace:
 
 class PlainTorch:
     packages = ("torch",)
+    module = "torch"
 
     def __init__(self, folder: Path, dtype: str, threads: int, batch: int, context: int) -> None:
         import torch
@@ -83,6 +87,7 @@ class LlamaCpp:
     """llama.cpp by its C interface, which llama-cpp-python binds: its Python class runs one sequence at a time."""
 
     packages = ("llama-cpp-python",)
+    module = "llama_cpp"
     format = "gguf"
 
     def __init__(self, folder: Path, dtype: str, threads: int, batch: int, context: int) -> None:
@@ -148,6 +153,7 @@ class LlamaCpp:
 
 class OpenVINO:
     packages = ("openvino-genai", "openvino", "optimum-intel")
+    module = "openvino_genai"
     format = "openvino"
 
     def __init__(self, folder: Path, dtype: str, threads: int, batch: int, context: int) -> None:
@@ -181,15 +187,17 @@ class OpenVINO:
 
 class OnnxRuntime:
     packages = ("onnxruntime-genai", "onnxruntime")
+    module = "onnxruntime_genai"
     format = "onnx"
+
+    @staticmethod
+    def check(dtype: str) -> None:
+        if dtype != "float32":
+            raise UnsupportedError(f"its CPU provider has no {dtype} kernels for the model that its builder writes")
 
     def __init__(self, folder: Path, dtype: str, threads: int, batch: int, context: int) -> None:
         import onnxruntime_genai
 
-        if dtype != "float32":
-            raise UnsupportedError(
-                f"onnxruntime's CPU provider has no {dtype} kernels for the model that its builder writes"
-            )
         self.genai = onnxruntime_genai
         config = onnxruntime_genai.Config(str(folder))
         config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
@@ -211,14 +219,20 @@ class OnnxRuntime:
 
 class CTranslate2:
     packages = ("ctranslate2",)
+    module = "ctranslate2"
     format = "ctranslate2"
 
-    def __init__(self, folder: Path, dtype: str, threads: int, batch: int, context: int) -> None:
+    @staticmethod
+    def check(dtype: str) -> None:
         import ctranslate2
 
         supported = ctranslate2.get_supported_compute_types("cpu")
         if dtype not in supported:
-            raise UnsupportedError(f"CTranslate2 has no {dtype} on this CPU, only {', '.join(sorted(supported))}")
+            raise UnsupportedError(f"it has no {dtype} on this CPU, only {', '.join(sorted(supported))}")
+
+    def __init__(self, folder: Path, dtype: str, threads: int, batch: int, context: int) -> None:
+        import ctranslate2
+
         self.generator = ctranslate2.Generator(
             str(folder), device="cpu", compute_type=dtype, intra_threads=threads, inter_threads=1
         )
@@ -250,6 +264,14 @@ CONTENDERS = {
 class Worker:
     def __init__(self, name: str, threads: int) -> None:
         self.name, self.threads, self.engine = name, threads, None
+
+    def check(self, dtype: str) -> dict[str, Any]:
+        """An answer without an error if the engine is installed and can do the type."""
+        kind = CONTENDERS[self.name]
+        importlib.import_module(kind.module)
+        if hasattr(kind, "check"):
+            kind.check(dtype)
+        return {}
 
     def load(self, folder: str, dtype: str, batch: int, context: int) -> dict[str, Any]:
         kind = CONTENDERS[self.name]

@@ -73,10 +73,6 @@ def rounds_of(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str
     return seconds
 
 
-def geometric_mean(values: Iterable[float]) -> float:
-    return statistics.geometric_mean(values)
-
-
 # --- the machine -----------------------------------------------------------------------------------------------------
 
 

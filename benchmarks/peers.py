@@ -38,7 +38,6 @@ from measure import (
     counts,
     finish,
     gemm_peak,
-    geometric_mean,
     read_bandwidth,
     summary,
     surroundings,
@@ -136,9 +135,10 @@ class Field:
 
     def _load(self, name: str) -> Contender:
         cell = self.cell
-        folder = self._converted(name)
         contender = Contender(name, self.pythons[name], self.threads, self.work / f"{name}.log")
         try:
+            contender.ask(do="check", dtype=cell.dtype)
+            folder = self._converted(name)
             request = {"folder": str(folder), "dtype": cell.dtype, "batch": cell.batch, "context": cell.context}
             self.about[name] = contender.ask(do="load", **request)
             for length in cell.prefill:  # kernels, threads and buffers are then in place
@@ -154,7 +154,7 @@ class Field:
         target = self.folder if kind is None else self.folder.with_name(f"{self.folder.name}.{kind}")
         if target.is_dir():
             return target
-        log = self.work / f"{name}.log"
+        log = self.work / f"{name}.{kind}.log"
         with log.open("w") as output:
             command = [self.pythons[name], str(HERE / "formats.py"), str(kind), str(self.folder), str(target)]
             status = subprocess.run(command, stdout=output, stderr=output).returncode
@@ -313,7 +313,12 @@ def print_means(cells: list[dict[str, Any]]) -> None:
     measures = dict.fromkeys(measure for cell in cells for measure in cell["ratios"])
     for measure in measures:
         found = [cell["ratios"][measure]["ratio"] for cell in cells if measure in cell["ratios"]]
-        mean = f"{geometric_mean(found):.2f} times the best peer in the geometric mean of {len(found)} cells"
+        if min(found) <= 0:  # a whole call was no longer than its first token
+            print(
+                f"{OURS}, {measure}: no mean, since a step came out negative: the machine was busy with something else"
+            )
+            continue
+        mean = f"{statistics.geometric_mean(found):.2f} times the best peer in the geometric mean of {len(found)} cells"
         print(f"{OURS}, {measure}: {mean}, {min(found):.2f} at the least")
 
 

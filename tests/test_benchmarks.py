@@ -230,9 +230,7 @@ def test_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert [cell["batch"] for cell in report["cells"]] == [1, 2]
     for cell in report["cells"]:
         assert list(cell["contenders"]) == ["demiurgic", "torch"]
-        assert cell["absent"] == {
-            "ctranslate2": "the model could not be converted: ImportError: not in this environment"
-        }
+        assert cell["absent"] == {"ctranslate2": "ImportError: not in this environment"}
         ours, torch_loop = cell["contenders"].values()
         assert torch_loop["same_tokens"] == 9
         assert list(ours["first"]) == (["6", "11"] if cell["batch"] == 1 else ["6"])
@@ -240,7 +238,7 @@ def test_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
             ratio = torch_loop[seconds]["median"] / ours[seconds]["median"]
             assert cell["ratios"][name] == {"best_peer": "torch", "ratio": ratio}
         assert ours["share_of_bandwidth"] == ours["bytes_per_second"] / cell["read_bandwidth"][ours["pages"]]
-    assert table.count("ctranslate2  absent: the model could not be converted") == 2
+    assert table.count("ctranslate2  absent: ImportError: not in this environment") == 2
     assert "geometric mean of 2 cells" in table
 
     chart.main(results=tmp_path / "peers.json", out=tmp_path / "chart.png")
@@ -267,6 +265,27 @@ def test_a_process_that_ends_is_an_absence(tmp_path: Path) -> None:
     with pytest.raises(peers.AbsentError, match=r"^its process ended with 1; its output is in .*log$"):
         contender.ask(do="load")
     contender.close()
+
+
+def test_a_model_that_cannot_be_converted_is_an_absence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers.CONTENDERS["torch"], "format", "stone", raising=False)
+    cell = peers.Cell("XS", "float32", batch=1, prompt=3, new=2, prefill=(3,))
+    names = ["torch", "demiurgic"]
+    field = peers.Field(cell, names, dict.fromkeys(names, peers.sys.executable), 1, tmp_path)
+    field.close()
+    assert field.names == ["demiurgic"]
+    reason = "the model could not be converted: formats.py FORMAT SOURCE TARGET; FORMAT is one of gguf, openvino, onnx,"
+    assert field.absent["torch"].startswith(reason)
+
+
+def test_means(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [cell_of({"demiurgic": 1.0, "hf": step}) for step in (2.0, 8.0)]
+    peers.print_means(cells)
+    assert (
+        "step: 4.00 times the best peer in the geometric mean of 2 cells, 2.00 at the least" in capsys.readouterr().out
+    )
+    peers.print_means([*cells, cell_of({"demiurgic": -1.0, "hf": 1.0})])
+    assert "step: no mean, since a step came out negative" in capsys.readouterr().out
 
 
 def cell_of(steps: dict[str, float], same: int = 9) -> dict[str, Any]:
