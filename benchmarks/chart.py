@@ -65,11 +65,14 @@ def prompt_lengths(cells: list[dict[str, Any]]) -> list[int]:
 
 
 def title(cells: list[dict[str, Any]]) -> str:
-    cell = cells[0]
-    machine = cell["machine"]
+    """What the cells have in common, or every value of what they have not."""
+    cpu, threads, prompt, new = (
+        ", ".join(dict.fromkeys(str(value) for value in values))
+        for values in zip(*((c["machine"]["cpu"], c["threads"], c["prompt"], c["new"]) for c in cells), strict=True)
+    )
     return (
-        f"Speed relative to the best peer, equal precision, {machine['cpu']}, {cell['threads']} threads\n"
-        f"prompt {cell['prompt']}, {cell['new']} new tokens, greedy"
+        f"Speed relative to the best peer at equal precision, {cpu}, {threads} threads\n"
+        f"prompt of {prompt} tokens, {new} new tokens, greedy"
     )
 
 
@@ -102,7 +105,9 @@ def draw(axis: Any, cells: list[dict[str, Any]], measure: Measure, dtype: str) -
                 )
             elif name == OURS:
                 value = speed(shown[i], name, key) or 0.0
-                axis.text(i + offset, height + 0.02, f"{value:,.0f}", fontsize=7, ha="center", va="bottom", color=color)
+                label = f" {value:,.0f}"
+                axis.text(i + offset, height, label, rotation=90, fontsize=7, ha="center", va="bottom", color=color)
+    axis.margins(y=0.15)  # room for the numbers
     axis.axhline(1, color="#333333", linewidth=0.8, linestyle=":")
     axis.set_xticks(range(len(shown)), [f"{cell['model']}, batch {cell['batch']}" for cell in shown], fontsize=8)
     axis.tick_params(axis="y", labelsize=8)

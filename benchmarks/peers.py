@@ -110,14 +110,18 @@ class Contender:
 class Field:
     """The contenders of one cell. All stay loaded if memory allows it; else each is loaded for its turn alone."""
 
-    def __init__(self, cell: Cell, names: list[str], pythons: dict[str, str], threads: int, work: Path) -> None:
+    def __init__(self, cell: Cell, pythons: dict[str, str], threads: int, work: Path) -> None:
         self.cell, self.pythons, self.threads, self.work = cell, pythons, threads, work
         self.folder = folder_of(cell.model, cell.dtype, work)
+        self.names: list[str] = []
         self.absent: dict[str, str] = {}
         self.about: dict[str, dict[str, Any]] = {}
         self._loaded: dict[str, Contender] = {}
-        copies = len(names) + 2  # some engines keep a second copy
+        copies = len(pythons) + 2  # some engines keep a second copy
         self.together = copies * cell.weight_bytes < 0.8 * available_memory()
+
+    def load(self, names: list[str]) -> None:
+        """Loads each contender once, to keep it or to see that it can."""
         self.names = [name for name in names if self._try_to_load(name)]
         if not self.names:
             raise SystemExit(f"No contender can take part: {self.absent}")
@@ -373,8 +377,9 @@ def main(
                 timed_lengths = sorted({prompt, *(lengths if batch == 1 else [])})
                 cell = Cell(model, dtype, batch, prompt, new, tuple(timed_lengths))
                 print(f"\n{model} {dtype} batch {batch}", flush=True)
-                field = Field(cell, names, pythons, threads, work)
+                field = Field(cell, pythons, threads, work)
                 try:
+                    field.load(names)
                     measured = measure_cell(cell, field, rounds)
                 finally:
                     field.close()

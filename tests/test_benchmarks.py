@@ -271,7 +271,8 @@ def test_a_model_that_cannot_be_converted_is_an_absence(tmp_path: Path, monkeypa
     monkeypatch.setattr(peers.CONTENDERS["torch"], "format", "stone", raising=False)
     cell = peers.Cell("XS", "float32", batch=1, prompt=3, new=2, prefill=(3,))
     names = ["torch", "demiurgic"]
-    field = peers.Field(cell, names, dict.fromkeys(names, peers.sys.executable), 1, tmp_path)
+    field = peers.Field(cell, dict.fromkeys(names, peers.sys.executable), 1, tmp_path)
+    field.load(names)
     field.close()
     assert field.names == ["demiurgic"]
     reason = "the model could not be converted: formats.py FORMAT SOURCE TARGET; FORMAT is one of gguf, openvino, onnx,"
