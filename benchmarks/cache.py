@@ -13,17 +13,14 @@ tokens the table has the median seconds of both and the ratio of the medians. Th
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from measure import surroundings
 from torch import Tensor
 
 import demiurgic
@@ -145,41 +142,6 @@ def summary(seconds: list[float], new: int) -> dict[str, Any]:
         "tokens_per_second": new / middle,
         "seconds": seconds,
     }
-
-
-def surroundings(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on beside the code that is measured."""
-    return {
-        "machine": {
-            "cpu": cpu_name(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "system": platform.platform(),
-        },
-        "commit": commit(),
-        "torch": torch.__version__,
-        "demiurgic": demiurgic.__version__,
-    }
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
-def commit() -> str | None:
-    """The repository's commit, with -dirty where files differ from it; None outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    except OSError:
-        return None
-    return found.stdout.strip() or None
 
 
 if __name__ == "__main__":

@@ -73,10 +73,6 @@ def rounds_of(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str
     return seconds
 
 
-def geometric_mean(values: Iterable[float]) -> float:
-    return statistics.geometric_mean(values)
-
-
 # --- the machine -----------------------------------------------------------------------------------------------------
 
 
@@ -108,7 +104,9 @@ def _reader() -> Path | None:
     if not program.exists():
         with tempfile.TemporaryDirectory(dir=program.parent) as folder:
             compiled = Path(folder) / "read_bandwidth"
-            subprocess.run([compiler, "-O3", "-march=native", "-pthread", "-o", compiled, source], check=True)
+            command = [compiler, "-O3", "-march=native", "-pthread", "-o", str(compiled), str(source)]
+            if subprocess.run(command, capture_output=True).returncode != 0:
+                return None
             compiled.rename(program)
     return program
 
