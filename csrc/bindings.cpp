@@ -491,4 +491,7 @@ PYBIND11_MODULE(_C, m) {
         "kernels_info",
         [](const std::string& device) { return kernels_for(at::Device(device), at::kFloat).implementations(); },
         "device"_a, "Which implementation serves each entry of the kernel table on a device.");
+    m.def("isa_names", &isa_names,
+          "The instruction sets that this build has CPU kernels for and this CPU can run, fastest first; "
+          "DEMIURGIC_KERNELS forces one.");
 }

@@ -108,6 +108,10 @@ def derive_seed(seed: int, i: int) -> int:
 def kernels_info(device: str) -> dict[str, str]:
     """Which implementation serves each entry of the kernel table on a device."""
 
+def isa_names() -> list[str]:
+    """The instruction sets that this build has CPU kernels for and this CPU can run, fastest first; DEMIURGIC_KERNELS
+    forces one."""
+
 class LayerConfig:
     def __init__(
         self,
