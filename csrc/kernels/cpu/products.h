@@ -120,6 +120,9 @@ private:
         Vec* parked;
     };
 
+    // So many tiles fetch the next rows of W while they multiply; more of them share the work.
+    static constexpr int64_t kFewTiles = 8;
+
     // K of a block: MR rows of x and NR of W of this length fit the first-level cache.
     static constexpr int64_t kBlock = 1024;
 
@@ -144,15 +147,29 @@ private:
     static int64_t columns(const Call& call, const T* w, int64_t done, int64_t n) {
         constexpr int MR = most_rows(NR);
         const int64_t block = call.m <= MR ? call.columns : kBlock;
+        const int64_t tiles = (call.m + MR - 1) / MR;
         for (; done + NR <= n; done += NR) {
             for (int64_t k = 0; k < call.columns; k += block) {
                 const int64_t length = smaller(block, call.columns - k);
                 for (int64_t m = 0; m < call.m; m += MR) {
-                    rows<MR, NR>(call, w + done * call.ldw, done, k, length, m);
+                    const T* rows_of_w = w + done * call.ldw;
+                    if (tiles > kFewTiles) fetch(rows_of_w + NR * call.ldw + k, call.ldw, NR, length, m / MR, tiles);
+                    rows<MR, NR>(call, rows_of_w, done, k, length, m);
                 }
             }
         }
         return done;
+    }
+
+    // Asks for part `index` of `parts` of rows of W [num, length], so that they come while others are multiplied.
+    static void fetch(const T* w, int64_t ldw, int64_t num, int64_t length, int64_t index, int64_t parts) {
+        constexpr int64_t line = 64 / sizeof(T);
+        const int64_t per_row = (length + line - 1) / line, lines = num * per_row, begin = lines * index / parts;
+        int64_t row = begin / per_row, column = begin % per_row;
+        for (int64_t left = lines * (index + 1) / parts - begin; left > 0; --left) {
+            __builtin_prefetch(w + row * ldw + column * line, 0, 2);
+            if (++column == per_row) ++row, column = 0;
+        }
     }
 
     // A tile of MR rows of x, or of fewer at the end.
@@ -166,7 +183,7 @@ private:
         Vec* parked = call.parked + m * NR;
         float* c = call.c + m * call.ldc + n;
         // A single row keeps up with the memory by itself.
-        const bool ahead = MR > 1 && m == 0;
+        const bool ahead = MR > 1 && m == 0 && call.m <= MR * kFewTiles;
         if (ahead) return tile<MR, NR, true>(x, w + k, call.ldw, length, begins, ends, parked, c, call.ldc);
         tile<MR, NR, false>(x, w + k, call.ldw, length, begins, ends, parked, c, call.ldc);
     }
