@@ -9,7 +9,8 @@ A cell is a vocabulary, a type of weights and a batch. Two things are measured, 
 - Steps of generate, greedy and with everything on, take turns: `greedy` and `everything` are medians over the steps of
   all rounds. Of a small model with the same vocabulary they differ by the sampler alone, so their difference there is
   the sampler's time (`sampler`), and its share is sampler / (greedy + sampler) with the steps of the large model. The
-  difference on the large model itself (`difference`) is in the report too; it drowns in the noise of the step.
+  difference on the large model itself (`difference`) is in the report too: there the sampler finds its caches cold, but
+  the step's own noise is of the same size.
 - Beside it, on logits and token ids of the same shapes, the same options by Hugging Face's logits processors, softmax
   and multinomial (no frequency and presence penalty), and by a plain PyTorch function with a sort.
 

@@ -9,12 +9,6 @@
 
 namespace demiurgic {
 
-struct Sample {
-    int64_t token;  // kNotFinite, kNothingAllowed or kOverflow where there is none
-    float logprob;
-    float processed_logprob;
-};
-
 // Chooses the next tokens by the options of each sequence. Keeps the memory that the kernel works in.
 class Sampler {
 public:
@@ -27,6 +21,7 @@ public:
 private:
     const Kernels& kernels_;
     Context context_;
+    std::vector<SampleRow> rows_;  // of the step
 };
 
 }  // namespace demiurgic

@@ -28,7 +28,10 @@ void TokenEdits::see(const std::vector<int64_t>& tokens, int64_t position) {
 
 int64_t TokenEdits::index_of(int64_t token) {
     const auto [found, is_new] = index_.try_emplace(token, static_cast<int64_t>(edits_.size()));
-    if (is_new) edits_.push_back({token});
+    if (is_new) {
+        edits_.push_back({token});
+        counts_.emplace_back();
+    }
     return found->second;
 }
 
@@ -37,20 +40,22 @@ bool TokenEdits::uses_penalties() const {
 }
 
 void TokenEdits::count(const std::vector<int64_t>& tokens, int64_t position) {
-    TokenEdit& edit = edit_of(tokens[position]);
-    ++edit.in_window;
-    if (position >= prompt_length_ || config_.penalize_prompt) ++edit.counted;
-    penalize(edit);
+    const int64_t index = index_of(tokens[position]);
+    ++counts_[index].in_window;
+    if (position >= prompt_length_ || config_.penalize_prompt) ++counts_[index].counted;
+    penalize(index);
     if (!config_.repetition_context_size || position < *config_.repetition_context_size) return;
-    TokenEdit& left = edit_of(tokens[position - *config_.repetition_context_size]);
-    --left.in_window;
+    const int64_t left = index_of(tokens[position - *config_.repetition_context_size]);
+    --counts_[left].in_window;
     penalize(left);
 }
 
-void TokenEdits::penalize(TokenEdit& edit) const {
-    edit.repetition = edit.in_window > 0 ? static_cast<float>(config_.repetition_penalty) : 1.0f;
-    edit.frequency = static_cast<float>(config_.frequency_penalty) * static_cast<float>(edit.counted);
-    edit.presence = edit.counted > 0 ? static_cast<float>(config_.presence_penalty) : 0.0f;
+void TokenEdits::penalize(int64_t index) {
+    const Count& count = counts_[index];
+    TokenEdit& edit = edits_[index];
+    edit.repetition = count.in_window > 0 ? static_cast<float>(config_.repetition_penalty) : 1.0f;
+    edit.frequency = static_cast<float>(config_.frequency_penalty) * static_cast<float>(count.counted);
+    edit.presence = count.counted > 0 ? static_cast<float>(config_.presence_penalty) : 0.0f;
 }
 
 bool TokenEdits::end_is_forbidden(int64_t num_tokens) const {

@@ -5,21 +5,9 @@
 #include <vector>
 
 #include "generation_config.h"
+#include "kernels/types.h"
 
 namespace demiurgic {
-
-// What the options do to the logit of one token before temperature.
-struct TokenEdit {
-    int64_t token;
-    float bias = 0;        // added
-    float repetition = 1;  // l < 0 ? l * p : l / p
-    float frequency = 0;   // subtracted
-    float presence = 0;    // subtracted
-    uint8_t bans = 0;      // why it is forbidden; 0: it is not
-
-    int32_t in_window = 0;  // how often it stands in the part of the context that repetition_penalty looks at
-    int32_t counted = 0;    // how often in that of frequency_penalty and presence_penalty
-};
 
 // Steps 1 to 5 of the order of sampling for one sequence: an edit for each token that has one. Kept up to date as tokens
 // are appended, and never made anew: the work of an appended token does not grow with the context, but for the earlier
@@ -45,6 +33,12 @@ private:
         int64_t previous;  // -1: none
     };
 
+    // How often a token stands in the part of the context that each kind of penalty looks at.
+    struct Count {
+        int32_t in_window = 0;  // for repetition_penalty
+        int32_t counted = 0;    // for frequency_penalty and presence_penalty
+    };
+
     TokenEdit& edit_of(int64_t token) { return edits_[index_of(token)]; }
     int64_t index_of(int64_t token);
     bool uses_penalties() const;
@@ -52,7 +46,7 @@ private:
     void set_ends(bool forbidden);
     void see(const std::vector<int64_t>& tokens, int64_t position);
     void count(const std::vector<int64_t>& tokens, int64_t position);
-    void penalize(TokenEdit& edit) const;
+    void penalize(int64_t index);
     void remember_ngram(const std::vector<int64_t>& tokens, int64_t position);
     void ban_repeats(const std::vector<int64_t>& tokens);
     uint64_t hash_before(const std::vector<int64_t>& tokens, int64_t position) const;
@@ -60,6 +54,7 @@ private:
     const GenerationConfig& config_;
     const int64_t prompt_length_;
     std::vector<TokenEdit> edits_;
+    std::vector<Count> counts_;                   // of each edit
     std::unordered_map<int64_t, int64_t> index_;  // by token
     bool ends_forbidden_ = false;
     std::vector<Follower> followers_;

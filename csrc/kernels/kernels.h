@@ -98,37 +98,14 @@ struct HeadArgs {
     at::Tensor& logits;  // [R, V] float32
 };
 
-// Penalties and bans of tokens, as distinct pairs (row, token): steps 1 to 5 of the order of sampling, applied in the order
-// of the fields. In order of rows. All [E].
-struct LogitEdits {
-    at::Tensor index;       // int64, row * V + token
-    at::Tensor bias;        // float32, added
-    at::Tensor repetition;  // float32, l < 0 ? l * p : l / p
-    at::Tensor frequency;   // float32, subtracted
-    at::Tensor presence;    // float32, subtracted
-    at::Tensor banned;      // bool, becomes -inf
-};
-
-// Off values: temperature 1, top_k V, nucleus 2^30, min_p 0.
 struct SampleArgs {
-    const at::Tensor& logits;       // [R, V] float32, as the model gave them
-    const LogitEdits& edits;        // index undefined: none
-    const at::Tensor& greedy;       // [R] bool: the most likely token, lowest id on ties
-    const at::Tensor& temperature;  // [R] float32
-    const at::Tensor& top_k;        // [R] int64, 1 to V
-    const at::Tensor& nucleus;      // [R] int64: p of top_p, or of typical_p, in units of 2^-30
-    const at::Tensor& typical;      // [R] bool: nucleus is typical_p
-    const at::Tensor& min_p;        // [R] float32
-    const at::Tensor& random;       // [R, 2] int64: high and low 32 bits of the row's random number
-    int64_t most_top_k;             // of the rows that have it on; 0: none has
-    bool any_nucleus, any_typical, any_min_p, any_sampled;
+    const at::Tensor& logits;            // [R, V] float32, as the model gave them
+    const std::vector<SampleRow>& rows;  // [R]
     bool want_logprobs;
-    at::Tensor& token;              // [R] int64; one of the codes below where there is none
-    at::Tensor& logprob;            // [R] float32, by `logits`
-    at::Tensor& processed_logprob;  // [R] float32, by what the options left
+    std::vector<Sample>& samples;  // [R]
 };
 
-// The log-softmax of `logits` at one token a row, by the arithmetic of the sampler: the bits of SampleArgs::logprob.
+// The log-softmax of `logits` at one token a row, by the arithmetic of the sampler: the bits of Sample::logprob.
 struct LogProbabilityArgs {
     const at::Tensor& logits;  // [R, V] float32, as the model gave them
     const at::Tensor& token;   // [R] int64

@@ -3,6 +3,7 @@
 #include <ATen/ops/amin.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cumsum.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/floor.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/sort.h>
@@ -11,6 +12,8 @@
 #include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
+#include <array>
+#include <cstring>
 #include <limits>
 
 #include "kernels/arithmetic.h"
@@ -71,14 +74,79 @@ struct Distribution {
     at::Tensor scale;         // [R, 1] the sum of exponentials
 };
 
-at::Tensor apply_edits(const at::Tensor& logits, const LogitEdits& edits) {
-    if (!edits.index.defined()) return logits;
-    at::Tensor l = logits.reshape({-1}).index_select(0, edits.index) + edits.bias;
-    l = at::where(l < 0, l * edits.repetition, l / edits.repetition);
-    l = l - edits.frequency;
-    l = l - edits.presence;
-    l = l.masked_fill(edits.banned, -kInfinity);
-    return logits.reshape({-1}).scatter(0, edits.index, l).view_as(logits);
+template <class T>
+at::Tensor on_device(const std::vector<T>& values, at::ScalarType dtype, at::Device device) {
+    at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())}, at::TensorOptions().dtype(dtype));
+    std::memcpy(tensor.data_ptr(), values.data(), values.size() * sizeof(T));
+    return tensor.to(device);
+}
+
+// The same member of every row, as a tensor [R].
+template <class Get>
+at::Tensor column(const std::vector<SampleRow>& rows, at::ScalarType dtype, at::Device device, Get get) {
+    std::vector<decltype(get(rows[0]))> values;
+    for (const SampleRow& row : rows) values.push_back(get(row));
+    return on_device(values, dtype, device);
+}
+
+// The options of all rows as tensors, and which of them any row has on.
+struct Options {
+    explicit Options(const SampleArgs& args) {
+        const at::Device device = args.logits.device();
+        const int64_t vocab = args.logits.size(1), nucleus_off = int64_t{1} << kNucleusBits;
+        const auto& rows = args.rows;
+        greedy = column(rows, at::kBool, device, [](const SampleRow& r) -> uint8_t { return r.greedy; });
+        temperature = column(rows, at::kFloat, device, [](const SampleRow& r) { return r.temperature; });
+        top_k = column(rows, at::kLong, device, [](const SampleRow& r) { return r.top_k; });
+        nucleus = column(rows, at::kLong, device, [](const SampleRow& r) { return r.nucleus; });
+        typical = column(rows, at::kBool, device, [](const SampleRow& r) -> uint8_t { return r.typical; });
+        min_p = column(rows, at::kFloat, device, [](const SampleRow& r) { return r.min_p; });
+        const auto high = [](const SampleRow& r) { return static_cast<int64_t>(r.random >> 32); };
+        const auto low = [](const SampleRow& r) { return static_cast<int64_t>(r.random & 0xffffffff); };
+        random = {column(rows, at::kLong, device, high), column(rows, at::kLong, device, low)};
+        for (const SampleRow& row : rows) {
+            any_sampled |= !row.greedy;
+            any_nucleus |= row.nucleus < nucleus_off;
+            any_typical |= row.typical;
+            any_min_p |= row.min_p > 0;
+            if (row.top_k < vocab) most_top_k = std::max(most_top_k, row.top_k);
+        }
+    }
+
+    at::Tensor greedy, temperature, top_k, nucleus, typical, min_p;  // [R]
+    std::array<at::Tensor, 2> random;                                // [R] each: high and low 32 bits
+    bool any_sampled = false, any_nucleus = false, any_typical = false, any_min_p = false;
+    int64_t most_top_k = 0;  // of the rows that have it on; 0: none has
+};
+
+at::Tensor apply_edits(const at::Tensor& logits, const std::vector<SampleRow>& rows) {
+    const int64_t vocab = logits.size(1);
+    std::vector<int64_t> indices;  // row * V + token
+    std::vector<float> bias, repetition, frequency, presence;
+    std::vector<uint8_t> banned;
+    for (size_t row = 0; row < rows.size(); ++row) {
+        for (int64_t i = 0; i < rows[row].num_edits; ++i) {
+            const TokenEdit& edit = rows[row].edits[i];
+            if (edit.token >= vocab) continue;
+            indices.push_back(static_cast<int64_t>(row) * vocab + edit.token);
+            bias.push_back(edit.bias);
+            repetition.push_back(edit.repetition);
+            frequency.push_back(edit.frequency);
+            presence.push_back(edit.presence);
+            banned.push_back(edit.bans != 0);
+        }
+    }
+    if (indices.empty()) return logits;
+    const auto floats = [&](const std::vector<float>& values) {
+        return on_device(values, at::kFloat, logits.device());
+    };
+    const at::Tensor index = on_device(indices, at::kLong, logits.device()), penalty = floats(repetition);
+    at::Tensor l = logits.reshape({-1}).index_select(0, index) + floats(bias);
+    l = at::where(l < 0, l * penalty, l / penalty);
+    l = l - floats(frequency);
+    l = l - floats(presence);
+    l = l.masked_fill(on_device(banned, at::kBool, logits.device()), -kInfinity);
+    return logits.reshape({-1}).scatter(0, index, l).view_as(logits);
 }
 
 // The lowest id among the largest logits, [R].
@@ -113,17 +181,17 @@ at::Tensor distance_from_typical(const Distribution& d) {
 
 // Keeps tokens from the first in order until their mass reaches p; ties in order of id. For top_p the order is by logit, for
 // typical_p by distance from the entropy.
-at::Tensor keep_nucleus(const at::Tensor& logits, const SampleArgs& args) {
+at::Tensor keep_nucleus(const at::Tensor& logits, const Options& options) {
     const Distribution d(logits);
     at::Tensor order = -logits;
-    if (args.any_typical) order = at::where(args.typical.unsqueeze(-1), distance_from_typical(d), order);
+    if (options.any_typical) order = at::where(options.typical.unsqueeze(-1), distance_from_typical(d), order);
     const at::Tensor ids = std::get<1>(at::sort(order, /*stable=*/true, -1, /*descending=*/false));
     const at::Tensor sorted = d.masses.gather(-1, ids);
     const at::Tensor mass_before = at::cumsum(sorted, -1) - sorted;
-    const at::Tensor target = scaled(d.total, args.nucleus.unsqueeze(-1), kNucleusBits).clamp_min(1);
+    const at::Tensor target = scaled(d.total, options.nucleus.unsqueeze(-1), kNucleusBits).clamp_min(1);
     const at::Tensor keep_sorted = mass_before < target;
     const at::Tensor keep = at::zeros_like(keep_sorted).scatter(-1, ids, keep_sorted);
-    const at::Tensor off = (args.nucleus >= (int64_t{1} << kNucleusBits)).unsqueeze(-1);
+    const at::Tensor off = (options.nucleus >= (int64_t{1} << kNucleusBits)).unsqueeze(-1);
     return logits.masked_fill(keep.logical_or(off).logical_not(), -kInfinity);
 }
 
@@ -133,12 +201,12 @@ at::Tensor keep_min_p(const at::Tensor& logits, const at::Tensor& min_p) {
 }
 
 // floor(u * total / 2^64) for a 64-bit u in two halves and total < 2^61, [R, 1]
-at::Tensor threshold(const at::Tensor& random, const at::Tensor& total) {
+at::Tensor threshold(const std::array<at::Tensor, 2>& random, const at::Tensor& total) {
     constexpr int64_t low31 = (int64_t{1} << 31) - 1, low32 = (int64_t{1} << 32) - 1;
     const at::Tensor total_high = total.bitwise_right_shift(31), total_low = total.bitwise_and(low31);
     at::Tensor carry = at::zeros_like(total);
-    for (const int64_t half : {1, 0}) {  // the low half first
-        const at::Tensor u = random.narrow(-1, half, 1);
+    for (const size_t half : {1, 0}) {  // the low half first
+        const at::Tensor u = random[half].unsqueeze(-1);
         const at::Tensor high = u * total_high, low = u * total_low;  // u * total = high * 2^31 + low
         const at::Tensor rest = low.bitwise_and(low32) + carry.bitwise_and(low32) + high.bitwise_and(1) * (low31 + 1);
         carry = high.bitwise_right_shift(1) + low.bitwise_right_shift(32) + carry.bitwise_right_shift(32) +
@@ -148,15 +216,15 @@ at::Tensor threshold(const at::Tensor& random, const at::Tensor& total) {
 }
 
 // Inverse of the cumulative distribution in order of token id, [R].
-at::Tensor draw(const Distribution& d, const at::Tensor& random) {
+at::Tensor draw(const Distribution& d, const std::array<at::Tensor, 2>& random) {
     const at::Tensor below = at::cumsum(d.masses, -1) <= threshold(random, d.total);
     return below.to(at::kLong).sum(-1).clamp_max(d.masses.size(-1) - 1);
 }
 
-at::Tensor filter(at::Tensor logits, const SampleArgs& args) {
-    if (args.most_top_k > 0) logits = keep_top_k(logits, args.top_k, args.most_top_k);
-    if (args.any_nucleus) logits = keep_nucleus(logits, args);
-    if (args.any_min_p) logits = keep_min_p(logits, args.min_p);
+at::Tensor filter(at::Tensor logits, const Options& options) {
+    if (options.most_top_k > 0) logits = keep_top_k(logits, options.top_k, options.most_top_k);
+    if (options.any_nucleus) logits = keep_nucleus(logits, options);
+    if (options.any_min_p) logits = keep_min_p(logits, options.min_p);
     return logits;
 }
 
@@ -180,23 +248,31 @@ void reference_log_probability(Context&, const LogProbabilityArgs& args) {
 }
 
 void reference_sample(Context&, const SampleArgs& args) {
-    at::Tensor logits = apply_edits(args.logits, args.edits);
+    const Options options(args);
+    at::Tensor logits = apply_edits(args.logits, args.rows);
     const at::Tensor nothing_allowed = at::amax(logits, -1) == -kInfinity;
     at::Tensor token = most_likely(logits);
-    if (args.any_sampled) logits = logits / args.temperature.unsqueeze(-1);
+    if (options.any_sampled) logits = logits / options.temperature.unsqueeze(-1);
     const at::Tensor overflow = at::amax(logits, -1).abs() == kInfinity;
-    if (args.any_sampled) logits = filter(logits, args);
-    if (args.any_sampled || args.want_logprobs) {
+    if (options.any_sampled) logits = filter(logits, options);
+    at::Tensor logprob, processed_logprob;
+    if (options.any_sampled || args.want_logprobs) {
         const Distribution processed(logits);
-        if (args.any_sampled) token = at::where(args.greedy, token, draw(processed, args.random));
+        if (options.any_sampled) token = at::where(options.greedy, token, draw(processed, options.random));
         if (args.want_logprobs) {
-            args.logprob.copy_(Distribution(args.logits).log_probability(token));
-            args.processed_logprob.copy_(processed.log_probability(token));
+            logprob = Distribution(args.logits).log_probability(token).to(at::kCPU);
+            processed_logprob = processed.log_probability(token).to(at::kCPU);
         }
     }
     token = at::where(overflow, at::full_like(token, kOverflow), token);
     token = at::where(nothing_allowed, at::full_like(token, kNothingAllowed), token);
-    args.token.copy_(at::where(is_not_finite(args.logits), at::full_like(token, kNotFinite), token));
+    token = at::where(is_not_finite(args.logits), at::full_like(token, kNotFinite), token).to(at::kCPU);
+    for (size_t row = 0; row < args.rows.size(); ++row) {
+        args.samples[row] = {token.const_data_ptr<int64_t>()[row], 0, 0};
+        if (!args.want_logprobs) continue;
+        args.samples[row].logprob = logprob.const_data_ptr<float>()[row];
+        args.samples[row].processed_logprob = processed_logprob.const_data_ptr<float>()[row];
+    }
 }
 
 }  // namespace demiurgic

@@ -22,6 +22,36 @@ struct StepShape {
     int64_t head_dim;
 };
 
+// What the options do to the logit of one token before temperature: steps 1 to 5 of the order of sampling, applied in the
+// order of the fields.
+struct TokenEdit {
+    int64_t token;
+    float bias = 0;        // added
+    float repetition = 1;  // l < 0 ? l * p : l / p
+    float frequency = 0;   // subtracted
+    float presence = 0;    // subtracted
+    uint8_t bans = 0;      // becomes -inf, for reasons that are the sequence's business; 0: does not
+};
+
+// How to choose a token from one row of logits. V: vocabulary. Off values: temperature 1, top_k V, nucleus 2^30, min_p 0.
+struct SampleRow {
+    const TokenEdit* edits;  // [num_edits], of distinct tokens; those outside the vocabulary mean nothing
+    int64_t num_edits;
+    bool greedy;  // the most likely token, lowest id on ties
+    float temperature;
+    int64_t top_k;    // 1 to V
+    int64_t nucleus;  // p of top_p, or of typical_p, in units of 2^-30
+    bool typical;     // nucleus is typical_p
+    float min_p;
+    uint64_t random;
+};
+
+struct Sample {
+    int64_t token;            // one of the codes below where there is none
+    float logprob;            // by the model's logits; where it is wanted
+    float processed_logprob;  // by what the options left; where it is wanted
+};
+
 // What stands for a token where none can be chosen.
 constexpr int64_t kNotFinite = -1;       // a logit is NaN or +inf
 constexpr int64_t kNothingAllowed = -2;  // every token is at -inf

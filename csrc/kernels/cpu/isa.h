@@ -100,31 +100,6 @@ struct Head {
     float* logits;  // [R, V]
 };
 
-// What the options do to single tokens of a row, as LogitEdits. All [num].
-struct RowEdits {
-    int64_t num;
-    int64_t first_index;   // of the row: index less it is the token
-    const int64_t* index;  // distinct
-    const float *bias, *repetition, *frequency, *presence;
-    const bool* banned;
-};
-
-// One row to choose a token for, as SampleArgs.
-struct SampleRow {
-    const float* logits;  // [V]
-    int64_t vocab;
-    RowEdits edits;
-    bool greedy, typical, want_logprobs;
-    float temperature, min_p;
-    int64_t top_k, nucleus;
-    uint64_t random;
-};
-
-struct SampledToken {
-    int64_t token;
-    float logprob, processed_logprob;
-};
-
 struct Scratch {
     int64_t shared, own;  // bytes
 };
@@ -141,7 +116,7 @@ struct Entries {
 
     // Of single rows of float32 logits, by any thread; the same for every type of weights.
     int64_t (*sample_scratch)(int64_t vocab);  // bytes
-    SampledToken (*sample)(const SampleRow&, char* scratch);
+    Sample (*sample)(const float* logits, int64_t vocab, const SampleRow&, bool want_logprobs, char* scratch);
     float (*log_probability)(const float* logits, int64_t vocab, int64_t token);
 };
 

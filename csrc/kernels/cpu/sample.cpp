@@ -25,41 +25,6 @@ void for_rows(int64_t num_rows, int64_t vocab, F f) {
     });
 }
 
-RowEdits edits_of(const LogitEdits& edits, int64_t row, int64_t vocab) {
-    if (!edits.index.defined()) return {};
-    const int64_t* begin = edits.index.const_data_ptr<int64_t>();
-    const int64_t* end = begin + edits.index.size(0);
-    const int64_t* first =
-        std::lower_bound(begin, end, row, [=](int64_t index, int64_t r) { return index / vocab < r; });
-    const int64_t* last =
-        std::upper_bound(first, end, row, [=](int64_t r, int64_t index) { return r < index / vocab; });
-    const int64_t skipped = first - begin;
-    return {last - first,
-            row * vocab,
-            first,
-            edits.bias.const_data_ptr<float>() + skipped,
-            edits.repetition.const_data_ptr<float>() + skipped,
-            edits.frequency.const_data_ptr<float>() + skipped,
-            edits.presence.const_data_ptr<float>() + skipped,
-            edits.banned.const_data_ptr<bool>() + skipped};
-}
-
-SampleRow row_of(const SampleArgs& args, int64_t row) {
-    const int64_t vocab = args.logits.size(1);
-    const int64_t* random = args.random.const_data_ptr<int64_t>() + 2 * row;
-    return {args.logits.const_data_ptr<float>() + row * args.logits.stride(0),
-            vocab,
-            edits_of(args.edits, row, vocab),
-            args.greedy.const_data_ptr<bool>()[row],
-            args.typical.const_data_ptr<bool>()[row],
-            args.want_logprobs,
-            args.temperature.const_data_ptr<float>()[row],
-            args.min_p.const_data_ptr<float>()[row],
-            args.top_k.const_data_ptr<int64_t>()[row],
-            args.nucleus.const_data_ptr<int64_t>()[row],
-            static_cast<uint64_t>(random[0]) << 32 | static_cast<uint64_t>(random[1])};
-}
-
 }  // namespace
 
 void sample(Context& context, const SampleArgs& args) {
@@ -69,14 +34,10 @@ void sample(Context& context, const SampleArgs& args) {
         context.scratch = at::empty({bytes}, at::TensorOptions().dtype(at::kByte));
     }
     char* scratch = static_cast<char*>(context.scratch.data_ptr());
-    int64_t* token = args.token.data_ptr<int64_t>();
-    float* logprob = args.logprob.data_ptr<float>();
-    float* processed_logprob = args.processed_logprob.data_ptr<float>();
+    const float* logits = args.logits.const_data_ptr<float>();
     for_rows(num_rows, vocab, [&](int64_t row, int thread) {
-        const SampledToken sampled = context.entries->sample(row_of(args, row), scratch + thread * own);
-        token[row] = sampled.token;
-        logprob[row] = sampled.logprob;
-        processed_logprob[row] = sampled.processed_logprob;
+        args.samples[row] = context.entries->sample(logits + row * args.logits.stride(0), vocab, args.rows[row],
+                                                    args.want_logprobs, scratch + thread * own);
     });
 }
 

@@ -97,13 +97,14 @@ struct RowSampler {
         return arrays.bytes;
     }
 
-    RowSampler(const SampleRow& row, char* memory) : a(row), m(memory, row.vocab) {}
+    RowSampler(const float* row_logits, int64_t num_tokens, const SampleRow& row, bool logprobs, char* memory)
+        : raw(row_logits), vocab(num_tokens), a(row), want_logprobs(logprobs), m(memory, num_tokens) {}
 
-    SampledToken run() {
-        const bool has_edits = a.edits.num > 0;
-        if (!find_maxima(a.logits, a.vocab, m.maxima, has_edits ? m.edited : nullptr)) return none(kNotFinite);
+    Sample run() {
+        const bool has_edits = a.num_edits > 0;
+        if (!find_maxima(raw, vocab, m.maxima, has_edits ? m.edited : nullptr)) return none(kNotFinite);
         const float raw_largest = largest_of(m.maxima, num_groups());
-        logits = has_edits ? m.edited : a.logits;
+        logits = has_edits ? m.edited : raw;
         if (has_edits) apply_edits();
         const float undivided = largest_of(m.maxima, num_groups());
         if (undivided == -kInfinity) return none(kNothingAllowed);
@@ -111,10 +112,10 @@ struct RowSampler {
         if (!(__builtin_fabsf(largest) < kInfinity)) return none(kOverflow);
 
         const Choice choice = a.greedy ? most_likely() : drawn();
-        SampledToken result = {choice.token, 0, 0};
-        if (a.want_logprobs) {
-            const int64_t raw_total = mass_of_row(a.logits, a.vocab, 1.0f, raw_largest);
-            result.logprob = log_probability_of(a.logits[choice.token] - raw_largest, raw_total);
+        Sample result = {choice.token, 0, 0};
+        if (want_logprobs) {
+            const int64_t raw_total = mass_of_row(raw, vocab, 1.0f, raw_largest);
+            result.logprob = log_probability_of(raw[choice.token] - raw_largest, raw_total);
             result.processed_logprob = log_probability_of(choice.shifted, choice.total);
         }
         return result;
@@ -167,27 +168,27 @@ private:
         int64_t total;  // of the masses that are left
     };
 
-    static SampledToken none(int64_t code) { return {code, __builtin_nanf(""), __builtin_nanf("")}; }
+    static Sample none(int64_t code) { return {code, __builtin_nanf(""), __builtin_nanf("")}; }
 
-    int64_t num_groups() const { return num_stripes(a.vocab) * kLanes; }
+    int64_t num_groups() const { return num_stripes(vocab) * kLanes; }
 
     // Steps 1 to 5, on the copy of the logits; the maxima follow.
     void apply_edits() {
-        const RowEdits& e = a.edits;
-        for (int64_t i = 0; i < e.num; ++i) {
-            const int64_t token = e.index[i] - e.first_index;
-            const float before = m.edited[token];
-            float x = before + e.bias[i];
-            x = x < 0 ? x * e.repetition[i] : x / e.repetition[i];
-            x = x - e.frequency[i];
-            x = x - e.presence[i];
-            x = e.banned[i] ? -kInfinity : x;
-            m.edited[token] = x;
-            float& group = m.maxima[token / kStripe * kLanes + token % kLanes];
+        for (int64_t i = 0; i < a.num_edits; ++i) {
+            const TokenEdit& edit = a.edits[i];
+            if (edit.token >= vocab) continue;
+            const float before = m.edited[edit.token];
+            float x = before + edit.bias;
+            x = x < 0 ? x * edit.repetition : x / edit.repetition;
+            x = x - edit.frequency;
+            x = x - edit.presence;
+            x = edit.bans ? -kInfinity : x;
+            m.edited[edit.token] = x;
+            float& group = m.maxima[edit.token / kStripe * kLanes + edit.token % kLanes];
             if (x > group) {
                 group = x;
             } else if (before == group) {
-                group = largest_of_group(token);
+                group = largest_of_group(edit.token);
             }
         }
     }
@@ -195,7 +196,7 @@ private:
     float largest_of_group(int64_t token) const {
         float found = -kInfinity;
         const int64_t first = token / kStripe * kStripe + token % kLanes;
-        for (int64_t i = first; i < smaller(first + kStripe, a.vocab); i += kLanes) {
+        for (int64_t i = first; i < smaller(first + kStripe, vocab); i += kLanes) {
             found = m.edited[i] > found ? m.edited[i] : found;
         }
         return found;
@@ -206,12 +207,12 @@ private:
         int64_t token = 0;
         while (!any_lane(load_lanes(m.maxima + token / kStripe * kLanes) == largest)) token += kStripe;
         while (logits[token] != largest) ++token;
-        return {token, 0.0f, a.want_logprobs ? mass_of_row(logits, a.vocab, 1.0f, largest) : 0};
+        return {token, 0.0f, want_logprobs ? mass_of_row(logits, vocab, 1.0f, largest) : 0};
     }
 
     // Steps 7 to 11.
     Choice drawn() {
-        const bool has_top_k = a.top_k < a.vocab, has_nucleus = a.nucleus < int64_t{1} << arithmetic::kNucleusBits;
+        const bool has_top_k = a.top_k < vocab, has_nucleus = a.nucleus < int64_t{1} << arithmetic::kNucleusBits;
         divide_maxima();
         if (has_top_k) {
             collect_top_k();
@@ -246,9 +247,9 @@ private:
     void collect(float least) {
         least = least > kLowest ? least : kLowest;
         num = 0;
-        for (int64_t stripe = 0; stripe < num_stripes(a.vocab); ++stripe) {
+        for (int64_t stripe = 0; stripe < num_stripes(vocab); ++stripe) {
             if (!any_lane(load_lanes(m.maxima + stripe * kLanes) >= least)) continue;
-            for_stripe(logits, a.vocab, stripe, [&](int64_t i, FloatLanes x) {
+            for_stripe(logits, vocab, stripe, [&](int64_t i, FloatLanes x) {
                 const FloatLanes divided = x / a.temperature;
                 for (int lane = 0; lane < kLanes; ++lane) {
                     m.ids[num] = static_cast<int32_t>(i + lane);
@@ -310,7 +311,7 @@ private:
 
     // The candidates of top_p alone: the largest tokens until their mass reaches the target, and more.
     void collect_nucleus() {
-        target = target_of(mass_of_row(logits, a.vocab, a.temperature, largest));
+        target = target_of(mass_of_row(logits, vocab, a.temperature, largest));
         for (float depth = 4.0f;; depth *= 2) {  // e^-32 has no mass, so it ends there
             collect(largest - depth);
             weigh();
@@ -360,14 +361,14 @@ private:
 
     Choice drawn_of_all() {
         total = 0;
-        for (int64_t i = 0; i < num_stripes(a.vocab); ++i) {
-            m.stripe_masses[i] = mass_of_stripe(logits, a.vocab, i, a.temperature, largest);
+        for (int64_t i = 0; i < num_stripes(vocab); ++i) {
+            m.stripe_masses[i] = mass_of_stripe(logits, vocab, i, a.temperature, largest);
             total += m.stripe_masses[i];
         }
         int64_t left = scaled_by(total, a.random, 64), stripe = 0;
         for (; left >= m.stripe_masses[stripe]; ++stripe) left -= m.stripe_masses[stripe];
         num = 0;  // the stripe's tokens are the candidates
-        for_stripe(logits, a.vocab, stripe, [&](int64_t, FloatLanes x) {
+        for_stripe(logits, vocab, stripe, [&](int64_t, FloatLanes x) {
             store_lanes(m.values + num, x / a.temperature);
             num += kLanes;
         });
@@ -378,7 +379,10 @@ private:
         return {stripe * kStripe + i, m.values[i] - largest, sum};
     }
 
+    const float* raw;  // [V]
+    int64_t vocab;
     const SampleRow& a;
+    bool want_logprobs;
     Arrays m;
     const float* logits = nullptr;  // [V] after steps 1 to 5
     float largest = 0;              // of the divided logits that are left
@@ -387,7 +391,9 @@ private:
     int64_t target = 0;             // mass that the nucleus must reach
 };
 
-inline SampledToken sample_row(const SampleRow& row, char* scratch) { return RowSampler(row, scratch).run(); }
+inline Sample sample_row(const float* logits, int64_t vocab, const SampleRow& row, bool want_logprobs, char* scratch) {
+    return RowSampler(logits, vocab, row, want_logprobs, scratch).run();
+}
 
 inline int64_t sample_scratch(int64_t vocab) { return RowSampler::scratch(vocab); }
 
