@@ -1,7 +1,9 @@
 """Generation without the engine: a plain PyTorch loop over `forward`, one row at a time, no cache, no padding."""
 
+import copy
 import random
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -42,3 +44,16 @@ def prompts_without_ties(model: DemiurgicForCausalLM, lengths: tuple[int, ...], 
         else:
             raise AssertionError(f"no prompt of {length} tokens without near-ties; choose other weights")
     return prompts
+
+
+@torch.no_grad()
+def float64_logits(model: DemiurgicForCausalLM, ids: list[int]) -> Tensor:
+    """Logits [len(ids), V] of the same weights computed in float64 throughout; only rotary cosines are float32's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "float", Tensor.double)  # what forward computes in float32 for any dtype
+        return copy.deepcopy(model).double()(torch.tensor([ids]), use_cache=False).logits[0]
+
+
+def logprobs_of(logits: Tensor, ids: list[int]) -> Tensor:
+    """Log-probabilities [len(ids) - 1] of the tokens after the first, by `logits` [len(ids), V]."""
+    return logits[:-1].log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]

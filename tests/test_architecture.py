@@ -70,6 +70,10 @@ def cxx_problems(csrc: Path) -> Iterator[str]:
             yield f"{file} includes Python; only bindings.cpp may"
         if path.suffix != ".cu" and file != "kernels/kernels.cpp" and re.search(f"^{DEVICE}", text, re.M):
             yield f"{file} asks for the device in an #if; only kernels/kernels.cpp may"
+        if Path(file).match("kernels/cpu/isa_*.cpp") and (
+            reached := [f for f in reachable(file, files) if tensors_in(files[f])]
+        ):
+            yield f"{file} reaches tensors, through {reached[0]}; it is compiled for instructions not every CPU has"
         if part in INTEGERS_ONLY and (reached := [f for f in reachable(file, files) if tensors_in(files[f])]):
             yield f"{file} reaches tensors, through {reached[0]}"
 
@@ -150,6 +154,11 @@ def test_imports_point_downward():
         ("decoder.cpp", "#ifdef DEMIURGIC_CUDA", "decoder.cpp asks for the device"),
         ("sampler.cpp", "  # if defined(USE_CUDA)", "sampler.cpp asks for the device"),
         ("helpers.h", "", "helpers.h has no place"),
+        ("kernels/cpu/isa_avx2.cpp", "#include <ATen/Parallel.h>", "isa_avx2.cpp reaches tensors"),
+        ("kernels/cpu/isa_avx2.cpp", '#include "kernels/kernels.h"', "isa_avx2.cpp reaches tensors, through kernels/k"),
+        ("kernels/cpu/isa_avx2.cpp", '#include "weights.h"', "isa_avx2.cpp includes weights.h, which is not below it"),
+        ("kernels/cpu/isa_avx2.cpp", "#include <immintrin.h>", None),
+        ("kernels/cpu/cpu_kernels.cpp", '#include "kernels/kernels.h"', None),
         ("batch.cpp", '#include "batch.h"\n#include "scheduler.h"', None),
         ("kernels/kernels.cpp", "#ifdef DEMIURGIC_CUDA", None),
         ("bindings.cpp", '#include "engine.h"\n#include <pybind11/stl.h>', None),
@@ -158,10 +167,11 @@ def test_imports_point_downward():
 def test_a_planted_include_is_found(tmp_path, file, text, problem):
     headers = ["scheduler.h", "weights.h", "sampler.h", "batch.h", "engine.h", "bindings.h"]
     tree = dict.fromkeys(headers, "") | {
-        "sequence.h": "#include <c10/core/Device.h>" * (problem or "").endswith("sequence.h")
+        "sequence.h": "#include <c10/core/Device.h>" * (problem or "").endswith("sequence.h"),
+        "kernels/kernels.h": "#include <ATen/core/Tensor.h>",
     }
     for name, content in (tree | {file: text}).items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     found = [line for line in cxx_problems(tmp_path) if Path(file).name in line.split(" ")[0]]
     assert len(found) == (problem is not None) and (problem or "") in "".join(found)

@@ -81,10 +81,11 @@ def test_past_max_position_embeddings(scaling):
 
 
 # Most distance of a log-probability by the engine from one by forward. float32: the order of sums alone differs; seen
-# on these models: 1.2e-5. The narrow dtypes: both round every activation, but at other places (the engine keeps the
-# probabilities of attention in float32, forward need not), so logits of up to 8 differ by a few units in the last
-# place, 2^-5 in bfloat16 and 2^-8 in float16; seen: 0.09 and 0.010. CUDA and MPS sum in orders of their own, and
-# MPS's float32 exp and sin are less exact.
+# on these models: 1.2e-5. The narrow dtypes: forward rounds every activation, the reference kernels too but at other
+# places, the CPU's own only keys and values (and what its instructions multiply), so logits of up to 8 differ by a few
+# units in the last place, 2^-5 in bfloat16 and 2^-8 in float16; seen: 0.09 and 0.010 by the reference. CUDA and MPS sum
+# in orders of their own, and MPS's float32 exp and sin are less exact. tests/test_kernels.py has the distances from
+# float64.
 TOLERANCES = {
     ("cpu", torch.float32): 1e-4,
     ("cpu", torch.bfloat16): 0.2,
