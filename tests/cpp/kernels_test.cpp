@@ -270,6 +270,52 @@ void numbers_are_rounded_to_the_nearest() {
     }
 }
 
+// By the arithmetic of the specification every set draws the same token, with the same bits of its log-probability.
+void every_set_draws_the_same_token() {
+    const cpu::Entries& portable = cpu::built_isas().back()->float32;
+    Random random(5);
+    for (int64_t round = 0; round < 400; ++round) {
+        const int64_t vocab = 1 + random.below(round % 4 == 0 ? 3000 : 90);
+        std::vector<float> logits;
+        for (int64_t i = 0; i < vocab; ++i)
+            logits.push_back(static_cast<float>(std::floor(random.between(-40, 40)) / 4));
+        const std::vector<int64_t> index = {round * vocab + random.below(vocab)};
+        const float bias = 1.5f, repetition = 1.25f, frequency = 0.5f, presence = -0.25f;
+        const bool banned = vocab > 1 && round % 3 == 0;
+        const cpu::RowEdits edits = {round % 2,   round * vocab, index.data(), &bias,
+                                     &repetition, &frequency,    &presence,    &banned};
+        const int64_t top_k = round % 5 == 0 ? vocab : 1 + random.below(vocab);
+        const int64_t nucleus = round % 7 < 3 ? int64_t{1} << 30 : random.below(int64_t{1} << 30);
+        const bool greedy = round % 11 == 0;
+        const cpu::SampleRow row = {.logits = logits.data(),
+                                    .vocab = vocab,
+                                    .edits = edits,
+                                    .greedy = greedy,
+                                    .typical = !greedy && round % 7 == 4,
+                                    .want_logprobs = true,
+                                    .temperature = greedy ? 1.0f : static_cast<float>(random.between(0.2, 3)),
+                                    .min_p = !greedy && round % 6 == 0 ? 0.05f : 0.0f,
+                                    .top_k = greedy ? vocab : top_k,
+                                    .nucleus = greedy ? int64_t{1} << 30 : nucleus,
+                                    .random = random.bits()};
+        const auto draw = [&](const cpu::Entries& entries) {
+            return entries.sample(row, Memory(entries.sample_scratch(vocab)).data());
+        };
+        const cpu::SampledToken expected = draw(portable);
+        for (const cpu::Isa* isa : cpu::built_isas()) {
+            if (!isa->runs_here()) continue;
+            const cpu::SampledToken got = draw(isa->float32);
+            check(std::memcmp(&got.logprob, &expected.logprob, 2 * sizeof(float)) == 0 && got.token == expected.token,
+                  std::string(isa->name) + ": the token " + std::to_string(got.token) + " with " +
+                      std::to_string(got.processed_logprob) + ", the portable set " + std::to_string(expected.token) +
+                      " with " + std::to_string(expected.processed_logprob));
+            const float logprob = isa->float32.log_probability(logits.data(), vocab, got.token);
+            check(std::memcmp(&logprob, &expected.logprob, sizeof(float)) == 0,
+                  std::string(isa->name) + ": log_probability and sample have other bits");
+        }
+    }
+}
+
 }  // namespace
 
 }  // namespace demiurgic::test
@@ -284,6 +330,7 @@ int main() {
         {"numbers are rounded to the nearest", numbers_are_rounded_to_the_nearest},
         {"every entry is near the oracle", every_entry_is_near_the_oracle},
         {"sets agree with the portable one", sets_agree_with_the_portable_one},
+        {"every set draws the same token", every_set_draws_the_same_token},
         {"the same bits in any batch and by any team", the_same_bits_in_any_batch_and_by_any_team},
     });
 }

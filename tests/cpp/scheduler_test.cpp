@@ -3,9 +3,8 @@
 
 #include "scheduler.h"
 
-#include <chrono>
+#include <algorithm>
 #include <condition_variable>
-#include <functional>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -211,6 +210,7 @@ struct Plan {
         config->stop_token_ids = {11, 12, 13};
         config->repetition_penalty = draw(2) ? 1.0 : 1.3;
         config->repetition_context_size = 5;
+        config->no_repeat_ngram_size = draw(4);
         config->use_cache = draw(8) != 0;
         scored = draw(5) == 0;
         const int64_t copies = scored ? 1 : 1 + draw(4), num_prompts = 1 + draw(3);
@@ -249,11 +249,11 @@ void check_row(const Sequence& row) {
     } else {
         check(row.finish_reason == (row.scored ? FinishReason::length : reason_to_stop(alone)),
               "a row ended for another reason than alone");
-        for (const auto& [token, count] : alone.counts) {
-            const TokenCount& ours = row.counts.at(token);
-            check(ours.in_window == count.in_window && ours.counted == count.counted,
-                  "a row counted its tokens otherwise than alone");
-        }
+        const std::vector<TokenEdit>&ours = row.edits.all(), &its = alone.edits.all();
+        const auto same = [](const TokenEdit& a, const TokenEdit& b) {
+            return a.token == b.token && a.repetition == b.repetition && a.bans == b.bans && a.counted == b.counted;
+        };
+        check(std::equal(ours.begin(), ours.end(), its.begin(), its.end(), same), "a row has other edits than alone");
     }
     check(row.tokens == alone.tokens, "a row has other tokens than alone");
     check(row.blocks.empty(), "a row that ended holds blocks");
