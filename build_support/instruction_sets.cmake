@@ -1,0 +1,27 @@
+# The CPU's kernels: one file for each instruction set, compiled for it whatever machine this is; which one runs is
+# decided when it runs. Shared by the core and by tests/cpp, which is built without torch.
+function(demiurgic_add_instruction_sets target)
+  set(processor "${CMAKE_SYSTEM_PROCESSOR}")
+  if(APPLE AND CMAKE_OSX_ARCHITECTURES)
+    set(processor "${CMAKE_OSX_ARCHITECTURES}")
+  endif()
+  set(isas portable)
+  if(processor MATCHES "^(x86_64|AMD64)$")
+    # g++ 12 takes the undefined operands inside its own AVX-512 headers for uninitialised variables (GCC bug 105593).
+    set(avx512 -mavx512f -mavx512vl -mavx512bw -mavx512dq -mavx2 -mfma -mf16c -Wno-uninitialized
+               -Wno-maybe-uninitialized)
+    set(flags_avx2 -mavx2 -mfma -mf16c)
+    set(flags_avx512 ${avx512})
+    set(flags_avx512_bf16 ${avx512} -mavx512bf16)
+    set(flags_amx ${avx512} -mavx512bf16 -mamx-tile -mamx-bf16)
+    list(APPEND isas avx2 avx512 avx512_bf16 amx)
+  elseif(processor MATCHES "^(aarch64|arm64)$")
+    list(APPEND isas neon)
+  endif()
+  set(folder ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/../csrc/kernels/cpu)
+  cmake_path(NORMAL_PATH folder)
+  foreach(isa ${isas})
+    target_sources(${target} PRIVATE ${folder}/isa_${isa}.cpp)
+    set_source_files_properties(${folder}/isa_${isa}.cpp PROPERTIES COMPILE_OPTIONS "-O3;${flags_${isa}}")
+  endforeach()
+endfunction()
