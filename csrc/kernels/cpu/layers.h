@@ -8,8 +8,8 @@
 
 // Few rows are normed and packed by each member for itself: cheaper than a barrier.
 constexpr int64_t kOwnRows = 8;
-constexpr int64_t kPackRows = 16;       // rows packed at a time
-constexpr int64_t kMostUnitRows = 256;  // rows of W in a unit of work
+constexpr int64_t kPackRows = 16;      // rows packed at a time
+constexpr int64_t kMostUnitRows = 96;  // rows of W in a unit of work, where a unit is not a head
 
 // Pieces of scratch, one after the other, on cache lines.
 struct Pieces {
@@ -37,7 +37,7 @@ struct Layers {
         const int64_t own_operand = round_up(Product<T>::operand_bytes(kOwnRows, s.widest), 64);
         const int64_t chunks = (s.context_length + kChunk - 1) / kChunk;
         const int64_t partials = 2 * num_threads * chunks * kTileQueries * (s.head_dim + 2) * 4 + 64;
-        const int64_t block = kRowBlock * kMostUnitRows * 4;
+        const int64_t block = kMostRows * larger(kMostUnitRows, s.head_dim) * 4;
         const int64_t products =
             2 * block + round_up(Product<T>::parked_bytes(), 64) + round_up(4 * kPackRows * s.widest, 64);
         const int64_t attention = (kTileQueries * (kChunk + 3 * s.head_dim + 16) + 2 * kChunk * s.head_dim) * 4 + 1024;
@@ -57,7 +57,7 @@ struct Layers {
     }
 
     static void attention_in(const Member& member, const AttentionIn& a) {
-        const Products work(member, a.num_tokens, a.q.columns);
+        const Products work(member, a.num_tokens, a.q.columns, larger(kMostUnitRows, a.d));
         work.pack_normed(a.norm, [&](int64_t i) { return a.x + i * a.q.columns; });
         const int64_t heads = a.heads + 2 * a.kv_heads;
         work.for_blocks(heads, [&](int64_t head, int64_t first, int64_t m) {
@@ -120,7 +120,7 @@ struct Layers {
         const int64_t unit_rows = Product<T>::unit_rows(a.num_tokens, inner, member.team->size());
         work.for_blocks((inner + unit_rows - 1) / unit_rows, [&](int64_t unit, int64_t first, int64_t m) {
             const int64_t row = unit * unit_rows, n = smaller(unit_rows, inner - row);
-            float *up = work.c, *gate = work.c + kRowBlock * kMostUnitRows;
+            float *up = work.c, *gate = work.c + kMostRows * kMostUnitRows;
             work.product(a.up, row, n, first, m, up);
             if (a.gate.weight) work.product(a.gate, row, n, first, m, gate);
             for (int64_t i = 0; i < m; ++i) {
@@ -157,12 +157,12 @@ struct Layers {
 private:
     // A phase of products: x as an operand, and the units of the product.
     struct Products {
-        Products(const Member& m, int64_t num_rows, int64_t num_columns)
+        Products(const Member& m, int64_t num_rows, int64_t num_columns, int64_t unit_rows = kMostUnitRows)
             : member(m), rows(num_rows), columns(num_columns) {
             Pieces own{m.own}, shared{m.shared};
             operand = own.template take<char>(Product<T>::operand_bytes(kOwnRows, columns));
             if (rows > kOwnRows) operand = shared.template take<char>(Product<T>::operand_bytes(rows, columns));
-            c = own.template take<float>(2 * kRowBlock * kMostUnitRows);
+            c = own.template take<float>(2 * kMostRows * unit_rows);
             parked = own.template take<char>(Product<T>::parked_bytes());
             normed = own.template take<float>(kPackRows * columns);
             after_operand = shared.next;
@@ -200,10 +200,11 @@ private:
         // f(unit, first row of x, number of rows): blocks of rows outside, so that all members are at the same one.
         template <class F>
         void for_blocks(int64_t num_units, F f) const {
-            const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
+            const int64_t block = row_block(Product<T>::operand_bytes(1, columns));
+            const int64_t blocks = (rows + block - 1) / block;
             for_units(member, blocks * num_units, [&](int64_t unit) {
-                const int64_t first = unit / num_units * kRowBlock;
-                f(unit % num_units, first, smaller(kRowBlock, rows - first));
+                const int64_t first = unit / num_units * block;
+                f(unit % num_units, first, smaller(block, rows - first));
             });
         }
 
@@ -228,7 +229,7 @@ private:
         const Member& member;
         int64_t rows, columns;
         char* operand;
-        float* c;  // [2, kRowBlock, kMostUnitRows]
+        float* c;  // [2, kMostRows, most rows of a unit]
         char* parked;
         float* normed;  // [kPackRows, columns]
         char* after_operand;

@@ -37,12 +37,19 @@ struct Dot<BFloat16> {
 };
 #endif
 
-// Rows of x that a unit of work takes at a time, so that they stay in the second-level cache.
-constexpr int64_t kRowBlock = 32 * kTileRows;
+// Most rows of x that a unit of work takes at a time.
+constexpr int64_t kMostRows = 96 * kTileRows;
 
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Rows of x that a unit of work takes at a time, so that they stay in the second-level cache while W passes: each of
+// `bytes`. A multiple of every tile's and every block's rows.
+inline int64_t row_block(int64_t bytes) {
+    constexpr int64_t step = 16 * kTileRows, cache = 1 << 20;
+    return larger(2 * step, smaller(kMostRows, cache / bytes / step * step));
+}
 
 // n floats to another type.
 template <class X>
@@ -94,7 +101,7 @@ struct Product {
         columns<1>(call, weight, done, n);
     }
 
-    static int64_t parked_bytes() { return kRowBlock * 8 * static_cast<int64_t>(sizeof(Vec)); }
+    static int64_t parked_bytes() { return kMostRows * 8 * static_cast<int64_t>(sizeof(Vec)); }
 
 private:
     static void pack_row(void* operand, int64_t rows, int64_t row, int64_t columns, int64_t first, const float* values,
