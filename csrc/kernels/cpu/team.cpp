@@ -33,9 +33,11 @@ void Team::barrier() {
         next_unit_.store(0, std::memory_order_relaxed);
         phase_.store(phase + 1, std::memory_order_release);
     } else {
-        for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
+        int spins = 0;
+        while (phase_.load(std::memory_order_acquire) == phase) {
             if (stopped_.load(std::memory_order_acquire)) throw Stopped{};
             if (spins < kSpins) {
+                ++spins;
                 pause();
             } else {
                 std::this_thread::yield();
