@@ -189,25 +189,31 @@ private:
         const X* x = call.x + m * call.ldx + k * MR;
         Vec* parked = call.parked + m * NR;
         float* c = call.c + m * call.ldc + n;
-        // A single row keeps up with the memory by itself.
-        const bool ahead = MR > 1 && m == 0 && call.m <= MR * kFewTiles;
-        if (ahead) return tile<MR, NR, true>(x, w + k, call.ldw, length, begins, ends, parked, c, call.ldc);
-        tile<MR, NR, false>(x, w + k, call.ldw, length, begins, ends, parked, c, call.ldc);
+        // A single row keeps up with the memory by itself; one tile fetches all the next rows, two fetch half of them each.
+        constexpr int half = (NR + 1) / 2;
+        const T* next = w + (NR + (m > 0 ? half : 0)) * call.ldw + k;
+        if (MR == 1 || call.m > MR * kFewTiles || m >= 2 * MR) {
+            tile<MR, NR, 0>(x, w + k, call.ldw, length, begins, ends, next, parked, c, call.ldc);
+        } else if (call.m <= MR) {
+            tile<MR, NR, NR>(x, w + k, call.ldw, length, begins, ends, next, parked, c, call.ldc);
+        } else {
+            tile<MR, NR, half>(x, w + k, call.ldw, length, begins, ends, next, parked, c, call.ldc);
+        }
     }
 
-    // `ahead`: fetch the next group of rows of W while this one is multiplied.
-    template <int MR, int NR, bool ahead>
-    static void tile(const X* x, const T* w, int64_t ldw, int64_t length, bool begins, bool ends, Vec* parked, float* c,
-                     int64_t ldc) {
+    // Fetches `ahead` rows of W from `next` on while these are multiplied.
+    template <int MR, int NR, int ahead>
+    static void tile(const X* x, const T* w, int64_t ldw, int64_t length, bool begins, bool ends, const T* next,
+                     Vec* parked, float* c, int64_t ldc) {
         Vec lanes[MR * NR];
         DEMIURGIC_UNROLL for (int i = 0; i < MR * NR; ++i) lanes[i] = begins ? zero() : parked[i];
         int64_t k = 0;
         for (; k + 2 * D::K <= length; k += 2 * D::K) {
-            step<MR, NR, ahead>(lanes, x + k * MR, w + k, ldw);
-            step<MR, NR, ahead>(lanes, x + (k + D::K) * MR, w + k + D::K, ldw);
+            step<MR, NR, ahead>(lanes, x + k * MR, w + k, ldw, next + k);
+            step<MR, NR, ahead>(lanes, x + (k + D::K) * MR, w + k + D::K, ldw, next + k + D::K);
         }
         if (k + D::K <= length) {
-            step<MR, NR, ahead>(lanes, x + k * MR, w + k, ldw);
+            step<MR, NR, ahead>(lanes, x + k * MR, w + k, ldw, next + k);
             k += D::K;
         }
         if (k < length) last_step<MR, NR>(lanes, x + k * MR, w + k, ldw, length - k);
@@ -221,13 +227,13 @@ private:
     }
 
     // D::K columns of the tile.
-    template <int MR, int NR, bool ahead>
-    [[gnu::always_inline]] static void step(Vec* lanes, const X* x, const T* w, int64_t ldw) {
+    template <int MR, int NR, int ahead>
+    [[gnu::always_inline]] static void step(Vec* lanes, const X* x, const T* w, int64_t ldw, const T* next) {
         typename D::Operand xs[MR];
         DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) xs[i] = D::load_x(x + i * D::K);
         DEMIURGIC_UNROLL for (int j = 0; j < NR; ++j) {
             const typename D::Operand ws = D::load_w(w + j * ldw);
-            if (ahead) __builtin_prefetch(w + (j + NR) * ldw, 0, 2);
+            if (j < ahead) __builtin_prefetch(next + j * ldw, 0, 2);
             DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) lanes[i * NR + j] = D::dot(xs[i], ws, lanes[i * NR + j]);
         }
     }
