@@ -279,32 +279,28 @@ void every_set_draws_the_same_token() {
         std::vector<float> logits;
         for (int64_t i = 0; i < vocab; ++i)
             logits.push_back(static_cast<float>(std::floor(random.between(-40, 40)) / 4));
-        const std::vector<int64_t> index = {round * vocab + random.below(vocab)};
-        const float bias = 1.5f, repetition = 1.25f, frequency = 0.5f, presence = -0.25f;
-        const bool banned = vocab > 1 && round % 3 == 0;
-        const cpu::RowEdits edits = {round % 2,   round * vocab, index.data(), &bias,
-                                     &repetition, &frequency,    &presence,    &banned};
+        std::vector<TokenEdit> edits = {{random.below(vocab), 1.5f, 1.25f, 0.5f, -0.25f}, {vocab + 7, 100}};
+        edits[0].bans = vocab > 1 && round % 3 == 0;
+        edits.resize(round % 3);
         const int64_t top_k = round % 5 == 0 ? vocab : 1 + random.below(vocab);
         const int64_t nucleus = round % 7 < 3 ? int64_t{1} << 30 : random.below(int64_t{1} << 30);
         const bool greedy = round % 11 == 0;
-        const cpu::SampleRow row = {.logits = logits.data(),
-                                    .vocab = vocab,
-                                    .edits = edits,
-                                    .greedy = greedy,
-                                    .typical = !greedy && round % 7 == 4,
-                                    .want_logprobs = true,
-                                    .temperature = greedy ? 1.0f : static_cast<float>(random.between(0.2, 3)),
-                                    .min_p = !greedy && round % 6 == 0 ? 0.05f : 0.0f,
-                                    .top_k = greedy ? vocab : top_k,
-                                    .nucleus = greedy ? int64_t{1} << 30 : nucleus,
-                                    .random = random.bits()};
+        const SampleRow row = {.edits = edits.data(),
+                               .num_edits = static_cast<int64_t>(edits.size()),
+                               .greedy = greedy,
+                               .temperature = greedy ? 1.0f : static_cast<float>(random.between(0.2, 3)),
+                               .top_k = greedy ? vocab : top_k,
+                               .nucleus = greedy ? int64_t{1} << 30 : nucleus,
+                               .typical = !greedy && round % 7 == 4,
+                               .min_p = !greedy && round % 6 == 0 ? 0.05f : 0.0f,
+                               .random = random.bits()};
         const auto draw = [&](const cpu::Entries& entries) {
-            return entries.sample(row, Memory(entries.sample_scratch(vocab)).data());
+            return entries.sample(logits.data(), vocab, row, true, Memory(entries.sample_scratch(vocab)).data());
         };
-        const cpu::SampledToken expected = draw(portable);
+        const Sample expected = draw(portable);
         for (const cpu::Isa* isa : cpu::built_isas()) {
             if (!isa->runs_here()) continue;
-            const cpu::SampledToken got = draw(isa->float32);
+            const Sample got = draw(isa->float32);
             check(std::memcmp(&got.logprob, &expected.logprob, 2 * sizeof(float)) == 0 && got.token == expected.token,
                   std::string(isa->name) + ": the token " + std::to_string(got.token) + " with " +
                       std::to_string(got.processed_logprob) + ", the portable set " + std::to_string(expected.token) +
