@@ -15,6 +15,7 @@ pytest.importorskip("matplotlib")
 import batching
 import chart
 import decode
+import huge_pages
 import measure
 import peers
 import prefill
@@ -351,3 +352,21 @@ def test_wrong_options(wrong: dict[str, Any], message: str, tmp_path: Path) -> N
 def test_pythons_of_the_contenders() -> None:
     pythons = peers.pythons_of(["/peers/python", "hf=/hf/python"], ["demiurgic", "hf", "torch"])
     assert pythons == {"demiurgic": peers.sys.executable, "hf": "/hf/python", "torch": "/peers/python"}
+
+
+# --- huge pages ------------------------------------------------------------------------------------------------------
+
+
+def test_huge_pages_reports_both_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    huge_pages.main(models="XS", dtypes="float32", batches="1,2", new=3, rounds=1, save=None)
+    table, report = report_of(capsys)
+    assert "ratio" in table and [row["batch"] for row in report["results"]] == [1, 2]
+    for row in report["results"]:
+        assert row["step"].keys() == {"small", "huge"} and row["huge_bytes"] <= row["bytes"]
+
+
+def test_collapsing_changes_no_value() -> None:
+    tensor = torch.arange(3 << 20, dtype=torch.float32)  # 12 MiB: some whole huge pages, wherever it begins
+    cost = huge_pages.collapse([tensor])
+    assert cost["bytes"] == 12 << 20 and cost["huge_bytes"] % huge_pages.HUGE == 0
+    assert torch.equal(tensor, torch.arange(3 << 20, dtype=torch.float32))

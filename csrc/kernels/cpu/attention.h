@@ -221,6 +221,8 @@ inline void attend_chunk(const QueryTile& tile, int64_t chunk) {
         const Blocks<float> wide_values = widened(values, num, a.d, tile.wide + kChunk * a.d);
         attend_blocks(tile, wide_keys, wide_values, chunk, positions);
     } else {
+        // Few queries wait for memory: the values come while the keys are multiplied.
+        for (int64_t i = 0; i < num; ++i) fetch(values.at[i], a.d, kBlock, a.d, 0, 1);
         attend_blocks(tile, keys, values, chunk, positions);
     }
 }

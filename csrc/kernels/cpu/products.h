@@ -63,6 +63,18 @@ inline void convert(const float* from, X* to, int64_t n) {
     }
 }
 
+// Asks for part `index` of `parts` of rows of W [num, length], so that they come while others are multiplied.
+template <class T>
+inline void fetch(const T* w, int64_t ldw, int64_t num, int64_t length, int64_t index, int64_t parts) {
+    constexpr int64_t line = 64 / sizeof(T);
+    const int64_t per_row = (length + line - 1) / line, lines = num * per_row, begin = lines * index / parts;
+    int64_t row = begin / per_row, column = begin % per_row;
+    for (int64_t left = lines * (index + 1) / parts - begin; left > 0; --left) {
+        __builtin_prefetch(w + row * ldw + column * line, 0, 2);
+        if (++column == per_row) ++row, column = 0;
+    }
+}
+
 template <class T>
 struct Product {
     using D = Dot<T>;
@@ -166,17 +178,6 @@ private:
             }
         }
         return done;
-    }
-
-    // Asks for part `index` of `parts` of rows of W [num, length], so that they come while others are multiplied.
-    static void fetch(const T* w, int64_t ldw, int64_t num, int64_t length, int64_t index, int64_t parts) {
-        constexpr int64_t line = 64 / sizeof(T);
-        const int64_t per_row = (length + line - 1) / line, lines = num * per_row, begin = lines * index / parts;
-        int64_t row = begin / per_row, column = begin % per_row;
-        for (int64_t left = lines * (index + 1) / parts - begin; left > 0; --left) {
-            __builtin_prefetch(w + row * ldw + column * line, 0, 2);
-            if (++column == per_row) ++row, column = 0;
-        }
     }
 
     // A tile of MR rows of x, or of fewer at the end.

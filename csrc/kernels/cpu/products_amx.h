@@ -89,19 +89,18 @@ struct Product<BFloat16> {
                         ldc,
                         row,
                         static_cast<float*>(parked)};
-        const int64_t last = row + m;
-        while (row < last) {
-            const bool two = last - row > 16;
-            for (int64_t j = 0; j < n;) {
-                if (two) {
-                    pair_of_blocks(call, tiles, row, smaller(16, last - row - 16), j, smaller(32, n - j));
-                    j += 32;
+        const int64_t num_pairs = (m + 31) / 32;
+        for (int64_t j = 0; j < n; j += 32) {
+            const int64_t count = smaller(32, n - j);
+            for (int64_t pair = 0; pair < num_pairs; ++pair) {
+                const int64_t begin = row + 32 * pair, left = m - 32 * pair;
+                if (m > 16) fetch(call.w + (j + 32) * w.stride, w.stride, 32, w.columns, pair, num_pairs);
+                if (left > 16) {
+                    pair_of_blocks(call, tiles, begin, smaller(16, left - 16), j, count);
                 } else {
-                    single_block(call, tiles, row, last - row, j, n - j);
-                    j = n;
+                    single_block(call, tiles, begin, left, j, count);
                 }
             }
-            row += two ? 32 : 16;
         }
     }
 
