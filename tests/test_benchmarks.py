@@ -20,6 +20,7 @@ import measure
 import peers
 import prefill
 import sizes
+import table
 from formats import interleaved
 from torch_loop import rotate
 
@@ -370,3 +371,12 @@ def test_collapsing_changes_no_value() -> None:
     cost = huge_pages.collapse([tensor])
     assert cost["bytes"] == 12 << 20 and cost["huge_bytes"] % huge_pages.HUGE == 0
     assert torch.equal(tensor, torch.arange(3 << 20, dtype=torch.float32))
+
+
+# --- the documents ---------------------------------------------------------------------------------------------------
+
+
+def test_the_table_in_the_document_is_made_of_the_saved_results() -> None:
+    cells = json.loads(table.RESULTS.read_text(encoding="utf-8"))["cells"]
+    document = (table.ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert table.table(cells) in document
