@@ -24,7 +24,7 @@ case $mode in
         if [ "$(uname -m)" = x86_64 ]; then
             tests/check_objects.sh "$build/CMakeFiles/kernels.dir"
             if command -v qemu-x86_64 >/dev/null; then
-                qemu-x86_64 -cpu Nehalem "$build/kernels_test" | tee "$build/nehalem"
+                qemu-x86_64 -cpu Nehalem "$build/kernels_test" every | tee "$build/nehalem"
                 [ "$(grep ': tested$' "$build/nehalem")" = "portable: tested" ]
             else
                 echo "qemu-x86_64 is not installed: not run as on a machine without AVX"
