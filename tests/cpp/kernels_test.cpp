@@ -316,17 +316,19 @@ void every_set_draws_the_same_token() {
 
 }  // namespace demiurgic::test
 
-int main() {
+int main(int argc, char** argv) {
     using namespace demiurgic::test;
     for (const demiurgic::cpu::Isa* isa : demiurgic::cpu::built_isas()) {
         std::printf("%s: %s\n", isa->name, isa->runs_here() ? "tested" : "not tested, this machine does not have it");
     }
-    return run_tests({
-        {"every number is read exactly", every_number_is_read_exactly},
-        {"numbers are rounded to the nearest", numbers_are_rounded_to_the_nearest},
-        {"every entry is near the oracle", every_entry_is_near_the_oracle},
-        {"sets agree with the portable one", sets_agree_with_the_portable_one},
-        {"every set draws the same token", every_set_draws_the_same_token},
-        {"the same bits in any batch and by any team", the_same_bits_in_any_batch_and_by_any_team},
-    });
+    return run_tests(
+        {
+            {"every number is read exactly", every_number_is_read_exactly},
+            {"numbers are rounded to the nearest", numbers_are_rounded_to_the_nearest},
+            {"every entry is near the oracle", every_entry_is_near_the_oracle},
+            {"sets agree with the portable one", sets_agree_with_the_portable_one},
+            {"every set draws the same token", every_set_draws_the_same_token},
+            {"the same bits in any batch and by any team", the_same_bits_in_any_batch_and_by_any_team},
+        },
+        argc > 1 ? argv[1] : nullptr);
 }

@@ -350,11 +350,13 @@ void what_does_not_fit_is_refused() {
 
 }  // namespace demiurgic::test
 
-int main() {
+int main(int argc, char** argv) {
     using namespace demiurgic::test;
-    return run_tests({
-        {"many threads get what one would", many_threads_get_what_one_would},
-        {"a call is cancelled by another thread", a_call_is_cancelled_by_another_thread},
-        {"what does not fit is refused", what_does_not_fit_is_refused},
-    });
+    return run_tests(
+        {
+            {"many threads get what one would", many_threads_get_what_one_would},
+            {"a call is cancelled by another thread", a_call_is_cancelled_by_another_thread},
+            {"what does not fit is refused", what_does_not_fit_is_refused},
+        },
+        argc > 1 ? argv[1] : nullptr);
 }

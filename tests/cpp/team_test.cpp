@@ -184,14 +184,16 @@ void a_team_gives_the_bits_of_one_thread() {
 
 }  // namespace demiurgic::test
 
-int main() {
+int main(int argc, char** argv) {
     using namespace demiurgic::test;
-    return run_tests({
-        {"phases hand over plain memory", phases_hand_over_plain_memory},
-        {"a phase waits for its slowest member", a_phase_waits_for_its_slowest_member},
-        {"a smaller team than was asked for", a_smaller_team_than_was_asked_for},
-        {"a failing member stops the team", a_failing_member_stops_the_team},
-        {"of many failures one comes out", of_many_failures_one_comes_out},
-        {"a team gives the bits of one thread", a_team_gives_the_bits_of_one_thread},
-    });
+    return run_tests(
+        {
+            {"phases hand over plain memory", phases_hand_over_plain_memory},
+            {"a phase waits for its slowest member", a_phase_waits_for_its_slowest_member},
+            {"a smaller team than was asked for", a_smaller_team_than_was_asked_for},
+            {"a failing member stops the team", a_failing_member_stops_the_team},
+            {"of many failures one comes out", of_many_failures_one_comes_out},
+            {"a team gives the bits of one thread", a_team_gives_the_bits_of_one_thread},
+        },
+        argc > 1 ? argv[1] : nullptr);
 }
