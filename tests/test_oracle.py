@@ -1,9 +1,11 @@
 """The engine against a plain PyTorch loop over `forward`: each variant of the decoder, each dtype, HF's Llama."""
 
+import copy
+
 import pytest
 import torch
 from models import tiny_model
-from plain_loop import greedy, logprobs_after, prompts_without_ties
+from plain_loop import float64_logits, greedy, prompts_without_ties
 
 from demiurgic import DemiurgicForCausalLM, generate
 
@@ -120,8 +122,10 @@ def test_logprobs_within_tolerance(device, dtype, norms, variant):
     best = generate(model, prompts, do_sample=False, max_new_tokens=NEW, return_dict_in_generate=True)
     for row, prompt in enumerate(prompts):
         for result in (sampled, best):
-            expected = logprobs_after(model, prompt, result.completions[row])
-            chosen = expected.gather(1, torch.tensor(result.completions[row])[:, None])[:, 0]
+            completion = result.completions[row]
+            exact = float64_logits(copy.deepcopy(model).cpu(), prompt + completion)[len(prompt) - 1 : -1]
+            expected = exact.log_softmax(-1).float()
+            chosen = expected.gather(1, torch.tensor(completion)[:, None])[:, 0]
             torch.testing.assert_close(result.logprobs[row].cpu(), chosen, rtol=0, atol=tolerance)
         # What the engine took as the best token is the best by forward too, but for rounding.
         assert (expected.max(1).values - chosen).max() <= 2 * tolerance
