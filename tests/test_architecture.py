@@ -13,18 +13,21 @@ REPOSITORY = Path(__file__).parents[1]
 
 # Lowest first. A file may include those of lower rows, and its own header; a new file needs a place here.
 CXX_LAYERS = [
-    {"generation_config", "philox", "kv_blocks", "kernels"},
-    {"token_edits", "model_config"},
+    {"generation_config", "philox", "kv_blocks", "kernels", "neutral_mode"},
+    {"token_edits", "model_config", "prefix_index"},
     {"sequence"},
     {"stopping", "weights"},
     {"scheduler", "kv_cache"},
-    {"batch", "sampler", "scorer"},
+    {"batch", "sampler", "scorer", "fingerprint"},
     {"decoder"},
     {"engine"},
+    {"engine_prefixes"},
     {"bindings"},
 ]
 # What decides who runs knows integers only, not even through a header of ours.
-INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "sequence", "stopping", "scheduler"}
+INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "sequence", "stopping", "scheduler"} | {
+    "prefix_index"
+}
 TENSORS = r"<(ATen|c10|torch|cuda)"
 PYTHON = r"<(pybind11|Python\.h|torch/(csrc/utils/pybind|csrc/python|extension|python)|torch/csrc/autograd/python)"
 DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
