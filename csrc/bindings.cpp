@@ -442,8 +442,10 @@ auto without_gil(Work work) {
     return work(std::ref(poll));
 }
 
-std::pair<at::Tensor, at::Tensor> read_prefix(Engine& engine, const std::vector<int64_t>& tokens) {
-    KVCache::Content content = without_gil([&](const Poll& poll) { return engine.read_prefix(tokens, poll); });
+std::pair<at::Tensor, at::Tensor> read_prefix(Engine& engine, const std::vector<int64_t>& tokens,
+                                              uint64_t fingerprint) {
+    KVCache::Content content =
+        without_gil([&](const Poll& poll) { return engine.read_prefix(tokens, fingerprint, poll); });
     return {std::move(content.keys), std::move(content.values)};
 }
 
@@ -451,15 +453,6 @@ void write_prefix(Engine& engine, const std::vector<int64_t>& tokens, at::Tensor
                   uint64_t fingerprint) {
     const KVCache::Content content{std::move(keys), std::move(values)};
     without_gil([&](const Poll& poll) { engine.write_prefix(tokens, content, fingerprint, poll); });
-}
-
-uint64_t checksum(const at::Tensor& tensor) {
-    const py::gil_scoped_release release;
-    const Kernels& kernels = kernels_for(tensor.device(), at::kFloat);
-    Context context{tensor.device(), kernels.entries};
-    uint64_t sum = 0;
-    kernels.checksum(context, {tensor, sum});
-    return sum;
 }
 
 void bind_prefixes(py::class_<Engine, std::shared_ptr<Engine>>& cls) {
@@ -471,10 +464,10 @@ void bind_prefixes(py::class_<Engine, std::shared_ptr<Engine>>& cls) {
             "clear_prefixes",
             [](Engine& engine) { without_gil([&](const Poll& poll) { engine.clear_prefixes(poll); }); },
             "Drops all prefixes, and the memory of the cache if no call is under way.")
-        .def("read_prefix", &read_prefix, "tokens"_a,
+        .def("read_prefix", &read_prefix, "tokens"_a, "fingerprint"_a,
              "Keys and values [layers, kv_heads, T, head_dim] of tokens that are kept.")
         .def("write_prefix", &write_prefix, "tokens"_a, "keys"_a, "values"_a, "fingerprint"_a,
-             "Keeps tokens with what read_prefix gave, unless the weights are others by now.")
+             "Keeps tokens with what read_prefix gave.")
         .def_property_readonly("kernels", &Engine::kernels, "Device type and kernels, such as 'cpu avx2'.");
 }
 
@@ -542,9 +535,6 @@ PYBIND11_MODULE(_C, m) {
         "kernels_info",
         [](const std::string& device) { return kernels_for(at::Device(device), at::kFloat).implementations(); },
         "device"_a, "Which implementation serves each entry of the kernel table on a device.");
-    m.def("checksum", &checksum, "tensor"_a,
-          "A number of 64 bits that stands for the values of a tensor of any dtype and strides: another one where a "
-          "single element has other bits. It depends on the device and on DEMIURGIC_KERNELS.");
     m.def("isa_names", &isa_names,
           "The instruction sets that this build has CPU kernels for and this CPU can run, fastest first; "
           "DEMIURGIC_KERNELS forces one.");

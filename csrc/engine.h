@@ -96,12 +96,12 @@ public:
     // not kept.
     void clear_prefixes(const Poll& poll);
 
-    // The keys and values of a kept prefix. Throws NoRoom where `tokens` are not kept as a whole.
-    KVCache::Content read_prefix(const std::vector<int64_t>& tokens, const Poll& poll);
+    // The keys and values of a kept prefix, of weights with this fingerprint. Throws NoRoom where `tokens` are not kept as
+    // a whole, std::runtime_error where it is not that of keep_prefixes_of any more.
+    KVCache::Content read_prefix(const std::vector<int64_t>& tokens, uint64_t fingerprint, const Poll& poll);
 
-    // Keeps `tokens` with what read_prefix gave, of weights with this fingerprint: nothing where it is not that of
-    // keep_prefixes_of any more. Throws std::out_of_range or std::invalid_argument for what is not of this model's
-    // vocabulary, shapes or dtype, NoRoom where the cache is too small.
+    // Keeps `tokens` with what read_prefix gave. Throws as it does, std::out_of_range or std::invalid_argument for what is
+    // not of this model's vocabulary, shapes or dtype, NoRoom where the cache is too small.
     void write_prefix(const std::vector<int64_t>& tokens, const KVCache::Content& content, uint64_t fingerprint,
                       const Poll& poll);
 
@@ -132,6 +132,7 @@ private:
     void grow_cache_to(double blocks_wanted_by_calls);
     double with_kept_blocks(double wanted, double most) const;
     double blocks_wanted_now() const;
+    void check_fingerprint(uint64_t fingerprint) const;
     void check_content(const std::vector<int64_t>& tokens, const KVCache::Content& content) const;
     void check_room(int64_t prompt_length, const GenerationConfig& config, int64_t most_blocks) const;
     void check_room_to_score(int64_t length, int64_t most_blocks) const;

@@ -45,9 +45,16 @@ double Engine::with_kept_blocks(double wanted, double most) const {
     return std::min(needed, limit);
 }
 
-KVCache::Content Engine::read_prefix(const std::vector<int64_t>& tokens, const Poll& poll) {
+void Engine::check_fingerprint(uint64_t fingerprint) const {
+    if (fingerprint_ == fingerprint) return;
+    throw std::runtime_error(
+        "The weights have changed while a prefix was saved or loaded; leave them alone until that is done.");
+}
+
+KVCache::Content Engine::read_prefix(const std::vector<int64_t>& tokens, uint64_t fingerprint, const Poll& poll) {
     std::unique_lock lock(mutex_);
     wait_for_step(lock, poll);
+    check_fingerprint(fingerprint);
     const PrefixIndex::Prefix prefix = kept_->find(tokens, static_cast<int64_t>(tokens.size()));
     if (prefix.num_tokens < static_cast<int64_t>(tokens.size())) {
         throw NoRoom("Of the " + std::to_string(tokens.size()) +
@@ -87,7 +94,7 @@ void Engine::write_prefix(const std::vector<int64_t>& tokens, const KVCache::Con
     const int64_t num_tokens = static_cast<int64_t>(tokens.size()), num_blocks = blocks_.blocks_for(num_tokens);
     std::unique_lock lock(mutex_);
     wait_for_step(lock, poll);
-    if (fingerprint_ != fingerprint) return;
+    check_fingerprint(fingerprint);
     grow_cache_to(blocks_wanted_now() + static_cast<double>(num_blocks));
     while (blocks_.num_free() < num_blocks && kept_->evict()) {
     }

@@ -35,9 +35,10 @@ DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
 PYTHON_LAYERS = [
     {"_C", "_build_info"},
     {"build_check", "caller", "config"},
-    {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options"},
+    {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options", "prefix_file"},
     {"live_weights"},
     {"engine", "text_stream"},
+    {"sessions"},
     {"model"},
     {"checkpoint"},
     {"loading"},

@@ -108,9 +108,6 @@ def derive_seed(seed: int, i: int) -> int:
 def kernels_info(device: str) -> dict[str, str]:
     """Which implementation serves each entry of the kernel table on a device."""
 
-def checksum(tensor: Tensor) -> int:
-    """A number of 64 bits for the values of a tensor of any dtype and strides, by its device and DEMIURGIC_KERNELS."""
-
 def isa_names() -> list[str]:
     """The instruction sets that this build has CPU kernels for and this CPU can run, fastest first; DEMIURGIC_KERNELS
     forces one."""
@@ -195,10 +192,10 @@ class Engine:
         """Drops the prefixes that were computed with other weights; whether there were any."""
     def clear_prefixes(self) -> None:
         """Drops all prefixes, and the memory of the cache if no call is under way."""
-    def read_prefix(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def read_prefix(self, tokens: Sequence[int], fingerprint: int) -> tuple[Tensor, Tensor]:
         """Keys and values [layers, kv_heads, T, head_dim] of tokens that are kept."""
     def write_prefix(self, tokens: Sequence[int], keys: Tensor, values: Tensor, fingerprint: int) -> None:
-        """Keeps tokens with what read_prefix gave, unless the weights are others by now."""
+        """Keeps tokens with what read_prefix gave."""
     def check(self, request: Request) -> None:
         """Raises what add would raise for a bad request or for want of room."""
     def add(self, request: Request) -> Call:

@@ -23,6 +23,7 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
     from demiurgic.engine import GenerationError, GenerationOutput, ScoreError, generate, score
     from demiurgic.loading import load
     from demiurgic.model import DemiurgicForCausalLM, DemiurgicModel, DemiurgicPreTrainedModel
+    from demiurgic.sessions import Session, SessionInfo, session
 
     __all__ = [
         "DemiurgicConfig",
@@ -40,8 +41,11 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
         "GenerationError",
         "GenerationOutput",
         "ScoreError",
+        "Session",
+        "SessionInfo",
         "generate",
         "load",
         "options",
         "score",
+        "session",
     ]
