@@ -25,7 +25,6 @@ from demiurgic.live_weights import live_weights
 
 BLOCK_BYTES = 2 * 2 * 16 * 2 * 8 * 4  # of the cache of tiny_model: k and v, layers, tokens, heads, head_dim, float32
 NEW = 5
-OPTIONS_ALONE = {"max_new_tokens": NEW, "seed": 3}
 OPTIONS = {"max_new_tokens": NEW, "seed": 3, "return_dict_in_generate": True}
 
 
@@ -53,6 +52,14 @@ def check_as_without(session, model, prompts, **options):
 def check_scores_as_without(session, model, prompts, **keywords):
     found, own = session.score(prompts, **keywords), score(model, prompts)
     assert torch.equal(found.nan_to_num(7), own.nan_to_num(7))  # nan where a row is padded
+
+
+def under_way(model, session):
+    """A call with OPTIONS that has made its first step."""
+    config = GenerationConfig(max_new_tokens=NEW, seed=3)
+    call = Generation(model, [LONG], config=config, want_logprobs=True, session=session)
+    call.advance()
+    return call
 
 
 # ---- reuse ----------------------------------------------------------------------------------------------------------
@@ -227,13 +234,12 @@ def test_clear_gives_the_memory_back():
         session.clear()
         assert session.info.tokens == session.info.bytes == session.info.cache_bytes == 0
         assert check_as_without(session, model, [LONG])[2] == 0
-        with Generation(model, [LONG], config=GenerationConfig(**OPTIONS_ALONE), session=session) as generation:
-            generation.advance()
+        with under_way(model, session) as call:
             session.clear()  # while a row uses what is dropped
             assert session.info.cache_bytes > 0
-            while generation.advance():
+            while call.advance():
                 pass
-        check_same(generation.result(), generate(model, [LONG], **OPTIONS_ALONE, return_dict_in_generate=True))
+        check_same(call.result(), generate(model, [LONG], **OPTIONS))
         assert session.info.tokens == 0
 
 
@@ -263,10 +269,7 @@ def test_close_gives_everything_back_and_refuses():
 def test_a_call_under_way_outlives_its_session():
     model = tiny_model()
     session = demiurgic.session(model)
-    with Generation(
-        model, [LONG], config=GenerationConfig(**OPTIONS_ALONE), want_logprobs=True, session=session
-    ) as call:
-        call.advance()
+    with under_way(model, session) as call:
         session.close()
         while call.advance():
             pass
@@ -307,8 +310,7 @@ def test_other_kernels_drop_what_is_kept(monkeypatch):
         for name in ("portable", "reference"):
             session.prefill(LONG)
             monkeypatch.setenv("DEMIURGIC_KERNELS", name)
-            session.generate(LONG)
-            assert session.info.reused_tokens == 0
+            assert check_as_without(session, model, [LONG])[2] == 0
 
 
 def test_a_merged_adapter_and_its_removal_are_seen():
