@@ -4,6 +4,7 @@
 #include <map>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace demiurgic {
 
@@ -47,27 +48,34 @@ void add(Hash& hash, const ModelConfig& config) {
     }
 }
 
+using Place = std::pair<const void*, int64_t>;  // of a contiguous tensor
+
+Place place_of(const at::Tensor& tensor) { return {tensor.const_data_ptr(), tensor.numel()}; }
+
 }  // namespace
 
 uint64_t fingerprint_of(const Weights& weights, const Kernels& kernels) {
+    std::vector<at::Tensor> tensors;
+    std::map<Place, size_t> places;  // so that tied weights are read once
+    std::vector<size_t> indices;     // of each parameter's tensor
+    for (const auto& [name, tensor] : weights.parameters()) {
+        const auto known =
+            tensor.is_contiguous() ? places.emplace(place_of(tensor), tensors.size()).first : places.end();
+        indices.push_back(known == places.end() ? tensors.size() : known->second);
+        if (indices.back() == tensors.size()) tensors.push_back(tensor);
+    }
+    Context context{weights.device(), kernels.entries};
+    std::vector<uint64_t> sums;
+    kernels.checksum(context, {tensors, sums});
+
     Hash hash;
     add(hash, weights.config());
-    Context context{weights.device(), kernels.entries};
-    std::map<std::pair<const void*, int64_t>, uint64_t> sums;  // of whole tensors: tied ones are read once
+    auto index = indices.begin();
     for (const auto& [name, tensor] : weights.parameters()) {
-        const std::pair place{tensor.const_data_ptr(), tensor.numel()};
-        const bool whole = tensor.is_contiguous();
-        uint64_t sum = 0;
-        if (const auto known = sums.find(place); whole && known != sums.end()) {
-            sum = known->second;
-        } else {
-            kernels.checksum(context, {tensor, sum});
-            if (whole) sums.emplace(place, sum);
-        }
         hash.add(name);
         hash.add(static_cast<int64_t>(tensor.scalar_type()));
         for (const int64_t size : tensor.sizes()) hash.add(size);
-        hash.add(sum);
+        hash.add(sums[*index++]);
     }
     return hash.value();
 }

@@ -112,11 +112,11 @@ struct LogProbabilityArgs {
     at::Tensor& logprob;       // [R] float32; nan where a logit of the row is NaN or +inf, or all are -inf
 };
 
-// A number that stands for the values of a tensor in row-major order, whatever its strides: another one where a single
-// element has other bits. Tables differ in the number that they give.
+// For each tensor a number that stands for its values in row-major order, whatever its strides: another one where a
+// single element has other bits. Tables differ in the number that they give.
 struct ChecksumArgs {
-    const at::Tensor& tensor;
-    uint64_t& sum;
+    const std::vector<at::Tensor>& tensors;
+    std::vector<uint64_t>& sums;  // empty at first
 };
 
 template <class Args>

@@ -15,18 +15,8 @@ namespace {
 
 constexpr int64_t kMostNumbers = int64_t{1} << 22;  // at a time, each as int64
 
-at::ScalarType bits_of(const at::Tensor& tensor) {
-    switch (tensor.element_size()) {
-        case 1:
-            return at::kByte;
-        case 2:
-            return at::kShort;
-        case 4:
-            return at::kInt;
-        default:
-            return at::kLong;
-    }
-}
+// The integers that have the bits of the weights' types.
+at::ScalarType bits_of(const at::Tensor& tensor) { return tensor.element_size() == 2 ? at::kShort : at::kInt; }
 
 // x ^= x >> 32 without the sign, then a product by an odd number: one to one.
 at::Tensor mixed(const at::Tensor& x) {
@@ -34,19 +24,24 @@ at::Tensor mixed(const at::Tensor& x) {
     return at::bitwise_xor(x, high) * static_cast<int64_t>(0xbf58476d1ce4e5b9);
 }
 
-}  // namespace
-
 // The sum, modulo 2^64, of a mix of each number's bits with its position: it does not depend on the order of addition.
-void reference_checksum(Context&, const ChecksumArgs& args) {
-    const at::Tensor flat = args.tensor.reshape({-1}).view(bits_of(args.tensor));
-    args.sum = static_cast<uint64_t>(flat.numel());
+uint64_t sum_of(const at::Tensor& tensor) {
+    const at::Tensor flat = tensor.reshape({-1}).view(bits_of(tensor));
+    uint64_t sum = static_cast<uint64_t>(flat.numel());
     for (int64_t first = 0; first < flat.numel(); first += kMostNumbers) {
         const int64_t n = std::min(kMostNumbers, flat.numel() - first);
         const at::Tensor positions = at::arange(first, first + n, flat.options().dtype(at::kLong));
         const at::Tensor keys = mixed((positions + 1) * static_cast<int64_t>(0x9e3779b97f4a7c15));
         const at::Tensor bits = flat.narrow(0, first, n).to(at::kLong);
-        args.sum += static_cast<uint64_t>(at::sum(mixed(mixed(bits + keys))).item<int64_t>());
+        sum += static_cast<uint64_t>(at::sum(mixed(mixed(bits + keys))).item<int64_t>());
     }
+    return sum;
+}
+
+}  // namespace
+
+void reference_checksum(Context&, const ChecksumArgs& args) {
+    for (const at::Tensor& tensor : args.tensors) args.sums.push_back(sum_of(tensor));
 }
 
 }  // namespace demiurgic
