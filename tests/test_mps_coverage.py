@@ -71,6 +71,19 @@ def scored(engine: _C.Engine) -> None:
     assert [len(logprobs) for logprobs, _ in engine.score(PROMPTS, 8)] == [17, 13]
 
 
+def kept_prefixes(engine: _C.Engine) -> None:
+    """What a session does: a fingerprint, a row that starts from a kept prefix, a prefix read and written."""
+    fingerprint = engine.fingerprint()
+    engine.keep_prefixes_of(fingerprint)
+    for _ in range(2):
+        finish(engine.add(request([[1] * 20], max_new_tokens=3)))
+    assert engine.counters()["num_reused_tokens"] == 19
+    prefix = engine.read_prefix([1] * 20, fingerprint)
+    engine.clear_prefixes()
+    engine.write_prefix([1] * 20, *prefix, fingerprint)
+    assert engine.counters()["num_kept_tokens"] == 20
+
+
 def not_finite(engine: _C.Engine) -> None:
     assert finish(engine.add(request([[1]], max_new_tokens=1))) == ["error"]
 
@@ -107,6 +120,8 @@ RECORDED: dict[str, tuple[Callable[[], DemiurgicForCausalLM], int | None, Callab
     "float16, silu": (lambda: tiny_model(activation_function="silu").to(torch.float16), None, three_tokens),
     "preempted": (tiny_model, CACHE_OF_4_BLOCKS, preempted),
     "scored": (tiny_model, None, scored),
+    "kept prefixes": (tiny_model, None, kept_prefixes),
+    "kept prefixes, bfloat16": (lambda: tiny_model().to(torch.bfloat16), None, kept_prefixes),
     "a parameter with NaN": (lambda: with_nan(tiny_model()), None, not_finite),
 }
 
@@ -118,7 +133,8 @@ def recorded() -> dict[str, list[Call]]:
         environment.setenv("DEMIURGIC_KERNELS", "reference")
         calls = {}
         for name, (model, cache_bytes, run) in RECORDED.items():
-            engine = _C.Engine(live_weights(model()), cache_bytes, 16)  # prompts go in chunks of 16
+            keeps = run is kept_prefixes
+            engine = _C.Engine(live_weights(model()), cache_bytes, 16, keeps)  # prompts go in chunks of 16
             calls[name] = record(lambda engine=engine, run=run: run(engine))
         return calls
 

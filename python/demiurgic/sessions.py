@@ -52,7 +52,7 @@ class Session:
     """Calls on one model that share a cache of keys and values; demiurgic.session makes it.
 
     Its calls may come from several threads. Each first takes the fingerprint of the weights: the values of all
-    parameters, in one pass at the speed of memory. Where it is another one, all that is kept is dropped.
+    parameters, which are read once. Where it is another one, all that is kept is dropped.
     """
 
     def __init__(self, model: nn.Module, cache_bytes: int | None = None, *, max_step_tokens: int | None = None) -> None:
