@@ -19,14 +19,16 @@ at::Tensor on_device(const std::vector<int64_t>& values, at::Device device) {
 }  // namespace
 
 Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device device) {
-    std::vector<int64_t> token_ids, position_ids, slot_ids, last_tokens, followed, scored;
+    std::vector<int64_t> token_ids, position_ids, slot_ids, last_tokens, followed, scored_ids;
     size_t most_blocks = 1;
     for (const auto& [sequence, start, count] : work) {
         rows.push_back({static_cast<int64_t>(token_ids.size()), count, start + count});
+        const Sequence::Span unscored = sequence->unscored(start, start + count);
+        if (unscored.count > 0) scored.push_back({sequence, unscored});
         for (int64_t position = start; position < start + count; ++position) {
-            if (sequence->scored) {
+            if (position >= unscored.first && position < unscored.first + unscored.count) {
                 followed.push_back(static_cast<int64_t>(token_ids.size()));
-                scored.push_back(sequence->tokens[position + 1]);
+                scored_ids.push_back(sequence->tokens[position + 1]);
             }
             token_ids.push_back(sequence->tokens[position]);
             position_ids.push_back(position);
@@ -43,7 +45,7 @@ Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device devic
     slots = on_device(slot_ids, device);
     last_tokens.insert(last_tokens.end(), followed.begin(), followed.end());
     logit_rows = on_device(last_tokens, device);
-    scored_tokens = on_device(scored, device);
+    scored_tokens = on_device(scored_ids, device);
 
     const int64_t num_rows = static_cast<int64_t>(rows.size());
     block_table = at::zeros({num_rows, static_cast<int64_t>(most_blocks)}, at::TensorOptions().dtype(at::kLong));

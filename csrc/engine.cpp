@@ -123,11 +123,14 @@ std::shared_ptr<Call> make_call(const Request& request) {
     const int64_t copies = config->num_return_sequences;
     for (const std::vector<int64_t>& prompt : request.prompts) {
         const auto shared = copies > 1 && config->use_cache ? std::make_shared<SharedPrompt>() : nullptr;
+        const auto logprobs = config->prompt_logprobs ? std::make_shared<std::vector<float>>() : nullptr;
         for (int64_t copy = 0; copy < copies; ++copy) {
             const uint64_t seed = request.seeds[call->sequences.size()];
             auto sequence = std::make_unique<Sequence>(prompt, config, seed);
             sequence->call = call.get();
             sequence->shared_prompt = shared;
+            sequence->prompt_logprobs = logprobs;
+            sequence->scored = logprobs && sequence->max_tokens <= sequence->prompt_length;
             if (shared) ++shared->num_members;
             call->sequences.push_back(std::move(sequence));
         }
@@ -145,6 +148,7 @@ std::shared_ptr<Call> make_scoring_call(const std::vector<std::vector<int64_t>>&
     for (const std::vector<int64_t>& row : rows) {
         auto sequence = std::make_unique<Sequence>(row, config, /*seed=*/0);
         sequence->scored = true;
+        sequence->prompt_logprobs = std::make_shared<std::vector<float>>();
         sequence->call = call.get();
         call->sequences.push_back(std::move(sequence));
     }
@@ -190,7 +194,7 @@ std::vector<Score> Engine::score(const std::vector<std::vector<int64_t>>& rows, 
         throw;
     }
     std::vector<Score> scores;  // the call is finished: no thread changes its sequences any more
-    for (const auto& sequence : call->sequences) scores.push_back({sequence->logprobs, sequence->error});
+    for (const auto& sequence : call->sequences) scores.push_back({sequence->all_prompt_logprobs(), sequence->error});
     return scores;
 }
 
@@ -241,7 +245,10 @@ int64_t Engine::most_blocks() const {
 
 void Engine::check_room(int64_t prompt_length, const GenerationConfig& config, int64_t most_blocks) const {
     const int64_t max_tokens = max_tokens_of(prompt_length, config);
-    if (max_tokens <= prompt_length) return;
+    if (max_tokens <= prompt_length) {
+        if (config.prompt_logprobs) check_room_to_score(prompt_length, most_blocks);
+        return;
+    }
     const int64_t needed = blocks_.blocks_for(max_tokens - 1);  // the last token is never looked at
     if (needed <= most_blocks) return;
     throw NoRoom("A row of " + std::to_string(prompt_length) + " prompt tokens that may grow to " +
@@ -281,12 +288,12 @@ double blocks_wanted(const Call& call, const KVBlocks& blocks) {
     for (const auto& sequence : call.sequences) {
         if (sequence->finished()) continue;
         num_scored += sequence->scored;
-        needs.push_back(blocks.blocks_for(sequence->max_tokens - 1));
+        needs.push_back(blocks.blocks_for(std::max(sequence->max_tokens, sequence->prompt_length) - 1));
         if (sequence->shared_prompt)
             prompts[sequence->shared_prompt.get()] = blocks.blocks_for(sequence->prompt_length);
     }
     // Scored rows run one after the other, as far as they fit a step: few rows of many tokens, or many of few.
-    if (num_scored > 0) {
+    if (num_scored > 0 && num_scored == static_cast<int64_t>(needs.size())) {
         return std::min(sum_of_largest(needs, static_cast<size_t>(call.max_running)),
                         sum_of_largest(needs, 2) + static_cast<double>(Scheduler::kMaxScoredTokens));
     }
@@ -364,27 +371,32 @@ void Engine::commit(const std::vector<Work>& work, const Batch& batch, const Res
         ++call->num_steps;
         (in_prompt ? call->prefill_seconds : call->decode_seconds) += seconds;
     }
-    for (size_t i = 0; i < results.samples.size(); ++i) accept(*batch.sampled[i], results.samples[i]);
-    accept_scores(work, results.scores);
+    accept_scores(batch, results.scores);  // first: a row whose prompt has no scores generates nothing
+    for (size_t i = 0; i < results.samples.size(); ++i) {
+        if (!batch.sampled[i]->finished()) accept(*batch.sampled[i], results.samples[i]);
+    }
+    for (const Work& part : work) {
+        if (part.sequence->scored && !part.sequence->finished()) {
+            const FinishReason reason = reason_to_stop(*part.sequence);
+            if (reason != FinishReason::none) finish(*part.sequence, reason);
+        }
+    }
 }
 
 // `scores` in the order of Batch::scored_tokens.
-void Engine::accept_scores(const std::vector<Work>& work, const std::vector<float>& scores) {
+void Engine::accept_scores(const Batch& batch, const std::vector<float>& scores) {
     auto next = scores.begin();
-    for (const Work& part : work) {
-        Sequence& sequence = *part.sequence;
-        if (!sequence.scored) continue;
-        const auto end = next + part.count;
-        const bool failed = std::any_of(next, end, [](float logprob) { return std::isnan(logprob); });
-        sequence.logprobs.resize(part.start);  // after a preemption they come again
-        sequence.logprobs.insert(sequence.logprobs.end(), next, end);
-        next = end;
-        if (failed) {
-            sequence.error = explain(kNotFinite);
-            sequence.logprobs.clear();  // how many come before the first NaN depends on the chunks
+    for (const auto& [sequence, span] : batch.scored) {
+        const auto begin = next, end = next += span.count;
+        std::vector<float>& logprobs = *sequence->prompt_logprobs;
+        if (std::any_of(begin, end, [](float logprob) { return std::isnan(logprob); })) {
+            sequence->error = explain(kNotFinite);
+            finish(*sequence, FinishReason::error);
+            continue;  // how many were scored before depends on the chunks; Sequence::all_prompt_logprobs gives none
         }
-        const FinishReason reason = failed ? FinishReason::error : reason_to_stop(sequence);
-        if (reason != FinishReason::none) finish(sequence, reason);
+        // Without a cache to share, copies may have been given the same positions in one step.
+        logprobs.resize(std::max(logprobs.size(), static_cast<size_t>(span.first + span.count)));
+        std::copy(begin, end, logprobs.begin() + span.first);
     }
 }
 
@@ -399,6 +411,8 @@ void Engine::accept(Sequence& sequence, const Sample& sample) {
         sequence.logprobs.push_back(sample.logprob);
         sequence.processed_logprobs.push_back(sample.processed_logprob);
     }
+    if (sample.raw) sequence.raw_reports.append(*sample.raw);
+    if (sample.processed) sequence.processed_reports.append(*sample.processed);
     const FinishReason reason = reason_to_stop(sequence);
     if (reason != FinishReason::none) finish(sequence, reason);
 }

@@ -94,7 +94,7 @@ private:
     Results compute(const std::vector<Work>& work, const Batch& batch, const Poll& poll);
     void commit(const std::vector<Work>& work, const Batch& batch, const Results& results, double seconds);
     void accept(Sequence& sequence, const Sample& sample);
-    void accept_scores(const std::vector<Work>& work, const std::vector<float>& scores);
+    void accept_scores(const Batch& batch, const std::vector<float>& scores);
     void finish(Sequence& sequence, FinishReason reason);
     void remove_ended_calls();
     void grow_cache(const Call& added);

@@ -42,6 +42,10 @@ struct GenerationConfig {
     std::optional<Ids> eos_token_id;
     Ids stop_token_ids;
     bool use_cache = true;
+    int64_t top_logprobs = 0;
+    std::string top_logprobs_mode = "raw";  // raw | processed | both
+    bool prompt_logprobs = false;
+    bool entropy = false;
 
     bool operator==(const GenerationConfig&) const = default;
 
@@ -49,12 +53,15 @@ struct GenerationConfig {
     void validate() const;
 
     bool greedy() const { return !do_sample || temperature == 0.0; }
+    // Which distributions top_logprobs and entropy are about.
+    bool reports_raw() const { return top_logprobs_mode != "processed"; }
+    bool reports_processed() const { return top_logprobs_mode != "raw"; }
 };
 
 // What an option may hold; monostate is None.
-using Value = std::variant<std::monostate, bool, int64_t, double, Ids, LogitBias, Seed>;
+using Value = std::variant<std::monostate, bool, int64_t, double, Ids, LogitBias, Seed, std::string>;
 
-enum class OptionType { boolean, integer, number, ids, logit_bias, seed };
+enum class OptionType { boolean, integer, number, ids, logit_bias, seed, text };
 
 struct Option {
     const char* name;

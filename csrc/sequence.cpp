@@ -37,6 +37,17 @@ Sequence::Sequence(std::vector<int64_t> prompt, std::shared_ptr<const Generation
       max_tokens(max_tokens_of(prompt_length, *config)),
       edits(*config, tokens) {}
 
+Sequence::Span Sequence::unscored(int64_t start, int64_t end) const {
+    if (!prompt_logprobs) return {start, 0};
+    const int64_t first = std::max(start, static_cast<int64_t>(prompt_logprobs->size()));
+    return {first, std::max<int64_t>(0, std::min(end, prompt_length - 1) - first)};
+}
+
+std::vector<float> Sequence::all_prompt_logprobs() const {
+    const bool known = prompt_logprobs && static_cast<int64_t>(prompt_logprobs->size()) >= prompt_length - 1;
+    return known ? *prompt_logprobs : std::vector<float>();
+}
+
 void Sequence::append(int64_t token) {
     tokens.push_back(token);
     edits.append(tokens);

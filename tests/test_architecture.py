@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[1]
 # Lowest first. A file may include those of lower rows, and its own header; a new file needs a place here.
 CXX_LAYERS = [
     {"generation_config", "philox", "kv_blocks", "kernels"},
-    {"token_edits", "model_config"},
+    {"token_edits", "model_config", "reports"},
     {"sequence"},
     {"stopping", "weights"},
     {"scheduler", "kv_cache"},
@@ -24,7 +24,8 @@ CXX_LAYERS = [
     {"bindings"},
 ]
 # What decides who runs knows integers only, not even through a header of ours.
-INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "sequence", "stopping", "scheduler"}
+INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "reports", "sequence", "stopping"}
+INTEGERS_ONLY |= {"scheduler"}
 TENSORS = r"<(ATen|c10|torch|cuda)"
 PYTHON = r"<(pybind11|Python\.h|torch/(csrc/utils/pybind|csrc/python|extension|python)|torch/csrc/autograd/python)"
 DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
@@ -32,7 +33,7 @@ DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
 PYTHON_LAYERS = [
     {"_C", "_build_info"},
     {"build_check", "caller", "config", "output"},
-    {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options"},
+    {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options", "reports"},
     {"live_weights"},
     {"engine", "text_stream"},
     {"model"},

@@ -17,6 +17,7 @@ from demiurgic.live_weights import live_weights, unwrap
 from demiurgic.output import GenerationError, GenerationOutput, ScoreError
 from demiurgic.progress import ProgressBar
 from demiurgic.prompts import Prompts, read_prompts
+from demiurgic.reports import read_prompt_logprobs, read_reports, refuse_unreturned
 
 _DEFAULT_MAX_RUNNING = 256
 _DEFAULT_STEP_TOKENS = 512
@@ -68,11 +69,14 @@ def generate(
     """
     _check_flag("return_dict_in_generate", return_dict_in_generate)
     _check_flag("progress", progress)
+    config = merged(generation_config, options)
+    if not return_dict_in_generate:
+        refuse_unreturned(config)
     generation = Generation(
         model,
         input_ids,
         attention_mask,
-        config=merged(generation_config, options),
+        config=config,
         want_logprobs=return_dict_in_generate,
         max_running=max_running,
         cache_bytes=cache_bytes,
@@ -174,6 +178,7 @@ class Generation:
         module = unwrap(model)
         config = _resolved(config, module.config)
         self.prompts = _prompts(input_ids, attention_mask, config, module.config)
+        self._config = config
         self.copies: int = config.num_return_sequences
         self._pad = _padding_id(config)
         self._want_logprobs = want_logprobs
@@ -240,7 +245,14 @@ class Generation:
             processed_logprobs=self._padded([self._call.processed_logprobs(row) for row in rows], new),
             seeds=self.seeds,
             timings={**timings, "tokens_per_second": sum(lengths) / seconds if seconds else 0.0},
+            prompt_logprobs=self._prompt_logprobs(prompts),
+            **read_reports(self._call, self._config, new, self._device),
         )
+
+    def _prompt_logprobs(self, prompts: list[list[int]]) -> Tensor | None:
+        if not self._config.prompt_logprobs:
+            return None
+        return read_prompt_logprobs(self._call, [len(p) for p in prompts], self.prompts.width, self._device)
 
     def _padded(self, values: list[list[float]], width: int) -> Tensor:
         """float32 [rows, width], nan after the end of each row."""
