@@ -637,7 +637,7 @@ ALIVE = {
     "seed": ({}, 1),
     "use_cache": ({}, False),
     "top_logprobs": ({}, 3),
-    "top_logprobs_mode": ({"top_logprobs": 3}, "processed"),
+    "top_logprobs_mode": ({"top_logprobs": 3, "temperature": 0.5}, "processed"),
     "prompt_logprobs": ({}, True),
     "entropy": ({}, True),
 }
