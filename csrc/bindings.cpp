@@ -394,7 +394,10 @@ void bind_call(py::module_& m) {
         .def(
             "finish_reason",
             [](const CallHandle& handle, int64_t row) {
-                return handle.row(row, [](const Sequence& s) { return std::string(name_of(s.finish_reason)); });
+                return handle.row(row, [](const Sequence& s) {
+                    const bool ends = !s.finished() && s.call->cancelled;  // after the step that is under way
+                    return std::string(name_of(ends ? FinishReason::cancelled : s.finish_reason));
+                });
             },
             "row"_a, "none | eos | stop | length | error | cancelled")
         .def(

@@ -19,7 +19,7 @@ CXX_LAYERS = [
     {"stopping", "weights"},
     {"scheduler", "kv_cache"},
     {"batch", "sampler", "scorer"},
-    {"decoder"},
+    {"decoder", "rounds"},
     {"engine"},
     {"bindings"},
 ]
@@ -33,9 +33,10 @@ DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
 PYTHON_LAYERS = [
     {"_C", "_build_info"},
     {"build_check", "caller", "config", "output"},
-    {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options", "reports"},
-    {"live_weights"},
-    {"engine", "text_stream"},
+    {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options", "reports", "text_stream"},
+    {"live_weights", "streamer"},
+    {"engine"},
+    {"streaming"},
     {"model"},
     {"checkpoint"},
     {"loading"},
