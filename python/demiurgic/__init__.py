@@ -24,6 +24,7 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
     from demiurgic.loading import load
     from demiurgic.model import DemiurgicForCausalLM, DemiurgicModel, DemiurgicPreTrainedModel
     from demiurgic.output import GenerationError, GenerationOutput, ScoreError
+    from demiurgic.streaming import Stream, StreamEvent, stream
 
     __all__ = [
         "DemiurgicConfig",
@@ -45,4 +46,7 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
         "load",
         "options",
         "score",
+        "Stream",
+        "StreamEvent",
+        "stream",
     ]

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from demiurgic import _C
 from demiurgic.caller import warn_caller
 from demiurgic.live_weights import live_weights, unwrap
-from demiurgic.output import GenerationError, GenerationOutput, ScoreError
+from demiurgic.output import GenerationOutput, ScoreError
 from demiurgic.progress import ProgressBar
 from demiurgic.prompts import Prompts, read_prompts
-from demiurgic.reports import read_prompt_logprobs, read_reports, refuse_unreturned
+from demiurgic.reports import event_numbers, read_prompt_logprobs, read_reports, refuse_unreturned
+from demiurgic.streamer import StreamerFeed, check_streamer
 
-_DEFAULT_MAX_RUNNING = 256
-_DEFAULT_STEP_TOKENS = 512
+DEFAULT_MAX_RUNNING = 256
+DEFAULT_STEP_TOKENS = 512
 
 
 def generate(
@@ -31,9 +32,10 @@ def generate(
     generation_config: _C.GenerationConfig | None = None,
     return_dict_in_generate: bool = False,
     progress: bool = False,
-    max_running: int = _DEFAULT_MAX_RUNNING,
+    streamer: Any = None,
+    max_running: int = DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
-    max_step_tokens: int = _DEFAULT_STEP_TOKENS,
+    max_step_tokens: int = DEFAULT_STEP_TOKENS,
     **options: Any,
 ) -> Tensor | GenerationOutput:
     """Continues prompts with the weights that `model` has now.
@@ -50,6 +52,8 @@ def generate(
         return_dict_in_generate: return a GenerationOutput.
         progress: show a bar of finished rows and tokens a second on standard error or in the notebook; nothing is shown
             where standard error is no terminal.
+        streamer: an object with Hugging Face's protocol for streams, as its TextStreamer: it gets the prompt, then each
+            token, by `put`, and `end()` when the generation ends, also by an exception. For one row only.
         max_running: most rows that are computed at a time, 1 or more; the others wait.
         cache_bytes: most memory of the key/value cache in bytes. None: nine tenths of what is free on the device.
         max_step_tokens: most prompt tokens computed at a time, 1 or more; longer prompts go in chunks.
@@ -81,16 +85,16 @@ def generate(
         max_running=max_running,
         cache_bytes=cache_bytes,
         max_step_tokens=max_step_tokens,
+        streamer=streamer,
     )
-    with generation, ProgressBar(generation, progress) as bar:
+    with generation, ProgressBar(generation, progress) as bar, StreamerFeed(generation, streamer) as feed:
         while generation.advance():
             bar.update()
+            feed.update()
     result = generation.result()
     if return_dict_in_generate:
         return result
-    for row, error in enumerate(result.errors):
-        if error is not None:
-            raise GenerationError(f"Row {row} ended in an error: {error}", result)
+    result.raise_errors()
     return result.sequences
 
 
@@ -99,9 +103,9 @@ def score(
     input_ids: Any,
     attention_mask: Any = None,
     *,
-    max_running: int = _DEFAULT_MAX_RUNNING,
+    max_running: int = DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
-    max_step_tokens: int = _DEFAULT_STEP_TOKENS,
+    max_step_tokens: int = DEFAULT_STEP_TOKENS,
 ) -> Tensor:
     """How probable `model` finds given tokens, with the weights that it has now.
 
@@ -170,9 +174,10 @@ class Generation:
         *,
         config: _C.GenerationConfig,
         want_logprobs: bool = False,
-        max_running: int = _DEFAULT_MAX_RUNNING,
+        max_running: int = DEFAULT_MAX_RUNNING,
         cache_bytes: int | None = None,
-        max_step_tokens: int = _DEFAULT_STEP_TOKENS,
+        max_step_tokens: int = DEFAULT_STEP_TOKENS,
+        streamer: Any = None,
     ) -> None:
         _check_limits(max_running, cache_bytes, max_step_tokens)
         module = unwrap(model)
@@ -180,6 +185,7 @@ class Generation:
         self.prompts = _prompts(input_ids, attention_mask, config, module.config)
         self._config = config
         self.copies: int = config.num_return_sequences
+        check_streamer(streamer, num_rows=len(self.prompts.ids) * self.copies)
         self._pad = _padding_id(config)
         self._want_logprobs = want_logprobs
         self._engine = _engine_for(module, live_weights(module), cache_bytes, max_step_tokens)
@@ -215,11 +221,27 @@ class Generation:
         """none while the row is under way, else eos | stop | length | error | cancelled."""
         return self._call.finish_reason(row)
 
+    def error(self, row: int) -> str | None:
+        """The message where the row ended in an error."""
+        return self._call.error(row) or None
+
+    def timings(self) -> dict[str, float]:
+        """Seconds so far: prefill and decode."""
+        return self._call.timings()
+
+    def numbers(self, row: int, start: int, count: int) -> dict[str, Any]:
+        """Log-probabilities, and what else the options ask for, of `count` generated tokens from the `start`-th on."""
+        return event_numbers(self._call, self._config, row, start, count)
+
+    def cancel(self) -> None:
+        """Ends the rows that are under way."""
+        self._call.cancel()
+
     def __enter__(self) -> Generation:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._call.cancel()
+        self.cancel()
 
     def result(self) -> GenerationOutput:
         """What has been generated; to be asked once the call is finished or cancelled."""
@@ -283,6 +305,7 @@ _KEYWORDS = (
     "attention_mask",
     "generation_config",
     "return_dict_in_generate",
+    "streamer",
     "max_running",
     "cache_bytes",
     "max_step_tokens",

@@ -54,6 +54,12 @@ class GenerationOutput:
     processed_entropies: Tensor | None = None
     prompt_logprobs: Tensor | None = None
 
+    def raise_errors(self) -> None:
+        """GenerationError of the first row that ended in an error, if there is one."""
+        for row, error in enumerate(self.errors):
+            if error is not None:
+                raise GenerationError(f"Row {row} ended in an error: {error}", self)
+
 
 class GenerationError(RuntimeError):
     """A row ended in an error; the others are finished. `result` is the whole GenerationOutput."""

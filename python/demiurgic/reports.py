@@ -9,6 +9,8 @@ from torch import Tensor
 
 from demiurgic import _C
 
+_DISTRIBUTIONS = {"raw": [False], "processed": [True], "both": [False, True]}  # by top_logprobs_mode; True: processed
+
 
 def refuse_unreturned(config: _C.GenerationConfig) -> None:
     """ValueError where an option asks for numbers that a call which returns ids alone could not give."""
@@ -27,7 +29,7 @@ def read_reports(call: _C.Call, config: _C.GenerationConfig, new: int, device: t
         return fields
     num_rows = call.num_rows
     mode = fields["top_logprobs_mode"] = config.top_logprobs_mode
-    for processed in {"raw": [False], "processed": [True], "both": [False, True]}[mode]:
+    for processed in _DISTRIBUTIONS[mode]:
         prefix = "processed_" if mode == "both" and processed else ""
         rows = [call.reports(row, processed) for row in range(num_rows)]
         if k := config.top_logprobs:
@@ -36,6 +38,26 @@ def read_reports(call: _C.Call, config: _C.GenerationConfig, new: int, device: t
         if config.entropy:
             fields[f"{prefix}entropies"] = _padded([r[2] for r in rows], new, torch.nan)
     return {name: v.to(device) if isinstance(v, Tensor) else v for name, v in fields.items()}
+
+
+def event_numbers(call: _C.Call, config: _C.GenerationConfig, row: int, start: int, count: int) -> dict[str, Any]:
+    """The numbers of StreamEvent for `count` tokens of a row from the `start`-th on."""
+    numbers: dict[str, Any] = {
+        "logprobs": call.logprobs(row, start)[:count],  # another thread may have computed more by now
+        "processed_logprobs": call.processed_logprobs(row, start)[:count],
+    }
+    if not config.top_logprobs and not config.entropy:
+        return numbers
+    for processed in _DISTRIBUTIONS[config.top_logprobs_mode]:
+        prefix = "processed_" if config.top_logprobs_mode == "both" and processed else ""
+        ids, logprobs, entropies = call.reports(row, processed, start)
+        if k := config.top_logprobs:
+            listed = [sum(token >= 0 for token in ids[i * k : (i + 1) * k]) for i in range(count)]
+            for name, values in (("top_logprobs", logprobs), ("top_logprob_ids", ids)):
+                numbers[prefix + name] = [values[i * k : i * k + n] for i, n in enumerate(listed)]
+        if config.entropy:
+            numbers[f"{prefix}entropies"] = entropies[:count]
+    return numbers
 
 
 def _padded(values: list[Any], width: int, filler: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -14,6 +15,29 @@ class Decoder(Protocol):
     """What TextStream needs of a tokenizer."""
 
     def decode(self, ids: list[int]) -> Any: ...
+
+
+def decoder_of(tokenizer: Any) -> Decoder:
+    """What decodes the ids of `tokenizer` to a text without special tokens: a tokenizer of ours or of another library.
+
+    Raises:
+        TypeError: it has no method `decode`.
+    """
+    if not callable(getattr(tokenizer, "decode", None)) or isinstance(tokenizer, bytes | type):
+        raise TypeError(
+            f"tokenizer is a {type(tokenizer).__name__}, but must have a method decode(ids), as that of "
+            "demiurgic.load has."
+        )
+    parameters = inspect.signature(tokenizer.decode).parameters
+    return _WithoutSpecialTokens(tokenizer) if "skip_special_tokens" in parameters else tokenizer
+
+
+class _WithoutSpecialTokens:
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def decode(self, ids: list[int]) -> Any:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
 class TextStream:
