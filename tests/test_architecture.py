@@ -32,12 +32,12 @@ DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
 
 PYTHON_LAYERS = [
     {"_C", "_build_info"},
-    {"build_check", "caller", "config", "output"},
-    {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options", "reports", "text_stream"},
+    {"build_check", "caller", "config", "output", "printable"},
+    {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options", "reports", "text_stream", "html_view"},
     {"live_weights", "streamer"},
     {"engine"},
     {"streaming"},
-    {"model"},
+    {"display", "model"},
     {"checkpoint"},
     {"loading"},
     {"__init__"},  # the package itself: `import demiurgic`, `from demiurgic import __version__`

@@ -14,7 +14,13 @@ from demiurgic import _C
 OPTIONS: dict[str, dict[str, Any]] = {option["name"]: option for option in _C.options()}
 
 _ALIASES = {"max_new_tokens": ["--max-tokens"]}
-_METAVARS = {"int": "INT", "float": "NUMBER", "list[int]": "INT,...", "dict[int, float]": "ID=NUMBER,..."}
+_METAVARS = {
+    "str": "NAME",
+    "int": "INT",
+    "float": "NUMBER",
+    "list[int]": "INT,...",
+    "dict[int, float]": "ID=NUMBER,...",
+}
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -80,7 +86,7 @@ def _value(option: dict[str, Any], given: str | list[str] | bool) -> Any:
         return None
     try:
         if isinstance(given, str):
-            return float(text) if "float" in kinds else int(text)
+            return text if kinds == ["str"] else float(text) if "float" in kinds else int(text)
         items = text.strip().removeprefix("[").removesuffix("]").split(",")
         items = [] if items == [""] else items
         if "dict[int, float]" in kinds:

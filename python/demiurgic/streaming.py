@@ -61,6 +61,8 @@ class Stream(Iterator[StreamEvent]):
 
     def __init__(self, generation: Generation, tokenizer: Any = None) -> None:
         decoder = None if tokenizer is None else decoder_of(tokenizer)
+        self.num_rows = generation.num_rows
+        self.has_text = decoder is not None
         self._generation = generation
         self._rows = [_Row(generation, row, decoder) for row in range(generation.num_rows)]
         self._ready: deque[StreamEvent] = deque()
