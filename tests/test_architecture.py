@@ -33,8 +33,8 @@ DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
 PYTHON_LAYERS = [
     {"_C", "_build_info"},
     {"build_check", "caller", "config", "output", "printable"},
-    {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options", "reports", "text_stream", "html_view"},
-    {"live_weights", "streamer"},
+    {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options", "reports", "text_stream"},
+    {"live_weights", "streamer", "html_view"},
     {"engine"},
     {"streaming"},
     {"display", "model"},

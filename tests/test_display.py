@@ -198,7 +198,7 @@ def test_a_notebook_shows_live_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(notebook.pictures) == 2 + 2 * 6  # at first, for each event, and at the end
     for row in (0, 1):
         assert html.escape(printable(Words().decode(result.completions[row]))) in notebook.pictures[-1]
-    assert notebook.pictures[-1].count("6 tokens") == 2 and notebook.pictures[-1].count("ended by length") == 2
+    assert notebook.pictures[-1].count(">6 tokens,") == 2 and notebook.pictures[-1].count("ended by length") == 2
     assert "<b>&amp;" not in notebook.pictures[-1]  # escaped
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from demiurgic.output import GenerationOutput
 from demiurgic.printable import printable
+from demiurgic.text_stream import decoder_of
 
 _CONTEXT = 4  # ids before a token that it is decoded with: some tokenizers join words, or cut characters in two
 _STYLE = """<style>
@@ -70,11 +70,7 @@ class Pieces:
     """The text that a token adds to those before it, special tokens included."""
 
     def __init__(self, tokenizer: Any) -> None:
-        if not callable(getattr(tokenizer, "decode", None)):
-            raise TypeError(f"tokenizer is a {type(tokenizer).__name__}, but must have a method decode(ids).")
-        takes = inspect.signature(tokenizer.decode).parameters
-        self._keywords = {"skip_special_tokens": False} if "skip_special_tokens" in takes else {}
-        self._decode = tokenizer.decode
+        self._decode = decoder_of(tokenizer, skip_special_tokens=False).decode
 
     def after(self, context: list[int], token: int) -> str:
         context = context[-_CONTEXT:]
@@ -83,7 +79,7 @@ class Pieces:
         return whole[len(before) :] if context and whole.startswith(before) else self._text([token])
 
     def _text(self, ids: list[int]) -> str:
-        return str(self._decode(ids, **self._keywords)) if ids else ""
+        return str(self._decode(ids)) if ids else ""
 
 
 def _row(result: GenerationOutput, row: int, pieces: Pieces) -> str:

@@ -17,8 +17,8 @@ class Decoder(Protocol):
     def decode(self, ids: list[int]) -> Any: ...
 
 
-def decoder_of(tokenizer: Any) -> Decoder:
-    """What decodes the ids of `tokenizer` to a text without special tokens: a tokenizer of ours or of another library.
+def decoder_of(tokenizer: Any, skip_special_tokens: bool = True) -> Decoder:
+    """What decodes ids with `tokenizer`, of ours or of another library: without special tokens, or with them.
 
     Raises:
         TypeError: it has no method `decode`.
@@ -29,15 +29,18 @@ def decoder_of(tokenizer: Any) -> Decoder:
             "demiurgic.load has."
         )
     parameters = inspect.signature(tokenizer.decode).parameters
-    return _WithoutSpecialTokens(tokenizer) if "skip_special_tokens" in parameters else tokenizer
+    return _Told(tokenizer, skip_special_tokens) if "skip_special_tokens" in parameters else tokenizer
 
 
-class _WithoutSpecialTokens:
-    def __init__(self, tokenizer: Any) -> None:
+class _Told:
+    """A tokenizer that is told what to do with special tokens."""
+
+    def __init__(self, tokenizer: Any, skip_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
 
     def decode(self, ids: list[int]) -> Any:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        return self._tokenizer.decode(ids, skip_special_tokens=self._skip)
 
 
 class TextStream:
