@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ _BLANKS = {ord(" "): "·", ord("\n"): "⏎", ord("\t"): "⇥"}
 class HtmlView:
     """A piece of HTML that a notebook shows by itself; `html` is the text, `save` makes a page of it."""
 
-    html: str
+    html: str = field(repr=False)
 
     def _repr_html_(self) -> str:
         return self.html
