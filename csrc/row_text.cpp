@@ -56,6 +56,9 @@ void RowText::read_stop_at(char byte) {
         [&](auto& scanner) {
             if constexpr (!std::is_same_v<std::decay_t<decltype(scanner)>, std::monostate>) {
                 if (!scanner.read(byte)) return;
+                // A fence at the very end of the prompt has ended a block there; of a definition that is not known.
+                constexpr bool is_block = std::is_same_v<std::decay_t<decltype(scanner)>, CodeBlockEnd>;
+                if (is_block && scanner.end() <= prompt_bytes_) return;
                 const int64_t end = std::max<int64_t>(scanner.end() - prompt_bytes_, 0);
                 if (end >= held_bytes_) propose({end, end, -1});
             }
@@ -73,14 +76,14 @@ int64_t RowText::cut() {
     // The first token that reaches the end of the match has a part of it.
     const auto last = include ? std::lower_bound(ends_.begin(), ends_.end(), end) + 1
                               : std::upper_bound(ends_.begin(), ends_.end(), end);
-    keep(last - ends_.begin());
-    text_.resize(end);
-    return static_cast<int64_t>(ends_.size());
+    const int64_t num_kept = last - ends_.begin();
+    end_after(num_kept, end);
+    return num_kept;
 }
 
-void RowText::keep(int64_t num_tokens) {
-    text_.resize(end_of(num_tokens));
+void RowText::end_after(int64_t num_tokens, int64_t num_bytes) {
     ends_.resize(num_tokens);
+    text_.resize(num_bytes);
     ended_ = is_cut_ = true;
 }
 

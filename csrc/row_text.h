@@ -52,7 +52,7 @@ public:
     int64_t cut();
 
     // Ends the row after its first so many tokens.
-    void keep(int64_t num_tokens);
+    void keep(int64_t num_tokens) { end_after(num_tokens, end_of(num_tokens)); }
 
     // Bytes of the text of the first so many tokens.
     int64_t end_of(int64_t num_tokens) const { return num_tokens == 0 ? 0 : ends_[num_tokens - 1]; }
@@ -70,6 +70,7 @@ private:
         int64_t stop;
     };
 
+    void end_after(int64_t num_tokens, int64_t num_bytes);
     void read_stop_at(char byte);
     void propose(Match match);
 

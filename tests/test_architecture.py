@@ -35,6 +35,7 @@ PYTHON_LAYERS = [
     {"_C", "_build_info"},
     {"build_check", "caller", "config", "output"},
     {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options", "text", "token_bytes"},
+    {"auto_length"},
     {"live_weights"},
     {"engine", "text_stream"},
     {"model"},

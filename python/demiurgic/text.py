@@ -1,4 +1,4 @@
-"""Texts that models make and are asked with: blocks of code in them, their repetitions, and how long an answer takes."""
+"""Texts that models are asked with and make: blocks of code in them, repetitions, and how long an answer takes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def extract_first_code_block(text: str, language: str | None = None, *, unclosed
 
     A fence is as CommonMark has it (0.31.2, section 4.5): a line of three or more ` or ~, indented by at most three
     blanks; the opening one may name a language after it; the closing one has the same character at least as often and
-    nothing after it. One thing more is taken for an opening fence, because models write it: a fence that repeats itself at
-    once, as in "``` ```cpp". Three backticks inside of a line open nothing.
+    nothing after it. One thing more is taken for an opening fence, because models write it: a fence that repeats
+    itself at once, as in "``` ```cpp". Three backticks inside of a line open nothing.
 
     Args:
         text: any text.
@@ -119,14 +119,14 @@ def suggest_max_new_tokens(prompt: str, scope: str | None = None) -> int:
     """How many new tokens to allow for what a prompt asks for.
 
     A function takes 128 to 256, a class 256 to 512, a module 512 to 1024. Within the range the number grows with the
-    prompt, because a longer description asks for more: low + (high - low) * min(characters, 2000) / 2000, rounded down to a
-    multiple of 8. These are rules of thumb; the ranges are those of the origin of this package.
+    prompt, because a longer description asks for more: low + (high - low) * min(characters, 2000) / 2000, rounded down
+    to a multiple of 8. These are rules of thumb; the ranges are those of the origin of this package.
 
     Args:
         prompt: the text that is to be continued, code or a request in words.
         scope: "function", "class" or "module". None reads it off the prompt: the kind of the last definition that it
-            begins (`def`, `class`); else the last of the words function, method, class, module, file, script and program
-            that it has; else a function.
+            begins (`def`, `class`); else the last of the words function, method, class, module, file, script and
+            program that it has; else a function.
 
     Raises:
         TypeError: a prompt that is not a str.
@@ -134,7 +134,9 @@ def suggest_max_new_tokens(prompt: str, scope: str | None = None) -> int:
     """
     _check_str("prompt", prompt)
     if scope is not None and scope not in _SCOPES:
-        raise ValueError(f"scope is {scope!r}, but must be one of {', '.join(_SCOPES)}, or None to read it off the prompt.")
+        raise ValueError(
+            f"scope is {scope!r}, but must be one of {', '.join(_SCOPES)}, or None to read it off the prompt."
+        )
     low, high = _SCOPES[scope or _scope(prompt)]
     return int(low + (high - low) * min(len(prompt), _LONG_PROMPT) / _LONG_PROMPT) // 8 * 8
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import weakref
 from collections.abc import Iterable
@@ -23,9 +24,10 @@ _KNOWN = (
 def token_bytes(tokenizer: Any) -> _C.TokenBytes:
     """The table of bytes of a tokenizer's tokens, made once for each tokenizer object and size of its vocabulary.
 
-    Known are byte-level BPE (GPT-2), SentencePiece's pieces with or without byte fallback, in a `tokenizers.Tokenizer`,
-    in this package's Tokenizer or in a fast tokenizer of transformers, and `tiktoken.Encoding`. Special tokens stand for
-    no bytes, as where decoding skips special tokens; added tokens that are not special stand for themselves.
+    Known are byte-level BPE (GPT-2), SentencePiece's pieces with or without byte fallback, in a
+    `tokenizers.Tokenizer`, in this package's Tokenizer or in a fast tokenizer of transformers, and `tiktoken.Encoding`.
+    Special tokens stand for no bytes, as where decoding skips special tokens; added tokens that are not special stand
+    for themselves.
 
     Raises:
         TypeError: something that is no tokenizer of these.
@@ -40,10 +42,8 @@ def token_bytes(tokenizer: Any) -> _C.TokenBytes:
     if known is not None and known[0] == size + len(special):
         return known[1]
     table = _of_tiktoken(backend) if _is_tiktoken(backend) else _of_backend(backend, special)
-    try:
+    with contextlib.suppress(TypeError):
         _made[tokenizer] = (size + len(special), table)
-    except TypeError:
-        pass
     return table
 
 
