@@ -290,6 +290,7 @@ std::shared_ptr<TokenBytes> make_token_bytes(const std::vector<std::string>& tok
                                              const std::vector<int64_t>& special, const std::string& spelling,
                                              const std::string& leading_blank) {
     const std::map<std::string, TokenSpelling> spellings{{"byte_level", TokenSpelling::byte_level},
+                                                         {"pieces", TokenSpelling::pieces},
                                                          {"byte_fallback", TokenSpelling::byte_fallback},
                                                          {"raw", TokenSpelling::raw}};
     const std::map<std::string, LeadingBlank> blanks{{"kept", LeadingBlank::kept},
@@ -300,10 +301,11 @@ std::shared_ptr<TokenBytes> make_token_bytes(const std::vector<std::string>& tok
 
 // A sequence without a model: what a row of chosen tokens comes to.
 struct Replay {
-    Replay(const std::vector<int64_t>& prompt, const GenerationConfig& config, std::shared_ptr<TokenBytes> bytes)
+    Replay(const std::vector<int64_t>& prompt, const GenerationConfig& config,
+           const std::optional<std::shared_ptr<TokenBytes>>& bytes)
         : sequence(prompt, resolved(config), 0) {
         if (!bytes) return;
-        sequence.text = std::make_unique<RowText>(std::make_shared<TextRules>(bytes, sequence.config), prompt);
+        sequence.text = std::make_unique<RowText>(std::make_shared<TextRules>(*bytes, sequence.config), prompt);
     }
 
     static std::shared_ptr<const GenerationConfig> resolved(GenerationConfig config) {
@@ -333,8 +335,9 @@ void bind_texts(py::module_& m) {
         .def("__len__", &TokenBytes::size);
     py::class_<Replay>(m, "Replay",
                        "A row that is given its tokens instead of generating them: where it ends, and why.")
-        .def(py::init<std::vector<int64_t>, const GenerationConfig&, std::shared_ptr<TokenBytes>>(), "prompt"_a,
-             "config"_a, "token_bytes"_a = nullptr)
+        .def(py::init<std::vector<int64_t>, const GenerationConfig&,
+                      const std::optional<std::shared_ptr<TokenBytes>>&>(),
+             "prompt"_a, "config"_a, "token_bytes"_a = py::none())
         .def("append", &Replay::append, "token"_a,
              "Takes the next token; returns why the row has ended, or none. Raises ValueError where it had ended.")
         .def_property_readonly("tokens",
@@ -546,17 +549,18 @@ void bind_engine(py::module_& m) {
     py::class_<Request>(m, "Request", "What a call asks for.")
         .def(py::init([](std::vector<std::vector<int64_t>> prompts, const GenerationConfig& config,
                          std::vector<uint64_t> seeds, int64_t max_running, bool want_logprobs,
-                         std::shared_ptr<TokenBytes> token_bytes, std::vector<int64_t> max_new_tokens) {
+                         const std::optional<std::shared_ptr<TokenBytes>>& token_bytes,
+                         std::vector<int64_t> max_new_tokens) {
                  return Request{std::move(prompts),
                                 config,
                                 std::move(seeds),
                                 max_running,
                                 want_logprobs,
-                                std::move(token_bytes),
+                                token_bytes.value_or(nullptr),
                                 std::move(max_new_tokens)};
              }),
              py::kw_only(), "prompts"_a, "config"_a, "seeds"_a, "max_running"_a, "want_logprobs"_a,
-             "token_bytes"_a = nullptr, "max_new_tokens"_a = std::vector<int64_t>())
+             "token_bytes"_a = py::none(), "max_new_tokens"_a = std::vector<int64_t>())
         .def_readwrite("seeds", &Request::seeds, "One a row of the result, 0 to 2**64 - 1.");
     py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine", "Generates for all calls that are under way on one model.")
         .def(py::init<Weights, std::optional<int64_t>, int64_t>(), "weights"_a, "cache_bytes"_a, "max_step_tokens"_a)

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <variant>
 
@@ -17,7 +18,7 @@ void trim(Sequence& sequence, FinishReason reason);
 
 // What has stopped a sequence that has ended with the reason stop: a string of `stop`, the value of `stop_at`, or an id
 // of stop_token_ids; else nothing.
-using StoppedBy = std::variant<std::monostate, std::string, int64_t>;
+using StoppedBy = std::optional<std::variant<std::string, int64_t>>;
 StoppedBy stopped_by(const Sequence& sequence);
 
 }  // namespace demiurgic

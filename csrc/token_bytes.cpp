@@ -47,8 +47,8 @@ int hex_digit(char digit) {
     return -1;
 }
 
-void append_byte_fallback(const std::string& token, std::string& bytes) {
-    if (token.size() == 6 && token.starts_with("<0x") && token[5] == '>' && hex_digit(token[3]) >= 0 &&
+void append_piece(const std::string& token, bool byte_fallback, std::string& bytes) {
+    if (byte_fallback && token.size() == 6 && token.starts_with("<0x") && token[5] == '>' && hex_digit(token[3]) >= 0 &&
         hex_digit(token[4]) >= 0) {
         bytes += static_cast<char>(hex_digit(token[3]) * 16 + hex_digit(token[4]));
         return;
@@ -77,8 +77,9 @@ TokenBytes::TokenBytes(const std::vector<std::string>& tokens, const std::vector
                 case TokenSpelling::byte_level:
                     append_byte_level(tokens[id], bytes_);
                     break;
+                case TokenSpelling::pieces:
                 case TokenSpelling::byte_fallback:
-                    append_byte_fallback(tokens[id], bytes_);
+                    append_piece(tokens[id], spelling == TokenSpelling::byte_fallback, bytes_);
                     break;
                 case TokenSpelling::raw:
                     bytes_ += tokens[id];

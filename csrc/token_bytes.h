@@ -10,7 +10,8 @@ namespace demiurgic {
 // How the tokens of a vocabulary spell bytes.
 enum class TokenSpelling {
     byte_level,     // GPT-2: each byte of the text is written as a printable character
-    byte_fallback,  // SentencePiece: U+2581 is a blank, <0x0A> is one byte
+    pieces,         // SentencePiece: U+2581 is a blank
+    byte_fallback,  // the same, and <0x0A> is one byte
     raw,            // tiktoken: the bytes themselves
 };
 

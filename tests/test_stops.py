@@ -1,9 +1,7 @@
-"""Ends by text: stop strings over bytes, the end of a definition, of a fenced block; what is kept, and what is held back."""
+"""Ends by text: stop strings over bytes, ends of definitions and of fenced blocks; what is kept and what held back."""
 
 from __future__ import annotations
 
-import textwrap
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +12,6 @@ from models import table_model, tiny_model
 
 import demiurgic
 from demiurgic import _C, GenerationConfig, generate
-
-BYTES = _C.TokenBytes([bytes([i]) for i in range(256)], [], "raw")
 
 
 def replay(
@@ -206,8 +202,24 @@ DEFINITIONS = [
     "class A: pass\n",
     "def f():\n    ''''''\n    x = ''\n    return ''''a'''\n",
 ]
-BEFORE = ["", "import os\n\n", "x = '''\ndef no():\n    1\n'''\n", "define = 1\nclassic = 2\n", "# def f():\n", "f(\ndef_=1\n)\n"]
-AFTER = ["print(1)\n", "def g():\n    pass\n", "@decorator\n", "if True:\n    pass\n", '"""text"""\n', "\\x", ")", "```\n"]
+BEFORE = [
+    "",
+    "import os\n\n",
+    "x = '''\ndef no():\n    1\n'''\n",
+    "define = 1\nclassic = 2\n",
+    "# def f():\n",
+    "f(\ndef_=1\n)\n",
+]
+AFTER = [
+    "print(1)\n",
+    "def g():\n    pass\n",
+    "@decorator\n",
+    "if True:\n    pass\n",
+    '"""text"""\n',
+    "\\x",
+    ")",
+    "```\n",
+]
 BETWEEN = ["", "\n", "\n\n  \n", "# comment\n", "\n# comment (\n\n"]
 
 
@@ -303,3 +315,155 @@ def test_the_end_of_a_fenced_block(marked: str) -> None:
 def test_a_block_that_ends_in_the_prompt_is_over() -> None:
     row, reason, _ = replay([b"\n", b"a\n", b"```\nb\n", b"```\n"], prompt=b"```\nx\n```", stop_at="code_block")
     assert (reason, row.text) == ("stop", b"\na\n```\nb\n```")
+
+
+# ---- through generate -----------------------------------------------------------------------------------------------
+
+SAMPLED = {"max_new_tokens": 40, "seed": 5, "top_k": 0, "temperature": 1.0, "return_dict_in_generate": True}
+PROMPTS = [[5, 6], [7, 50, 8], [9]]
+
+
+class Letters:
+    """A byte-level tokenizer of 97 tokens: letters, pairs of them, and halves of é."""
+
+    n_vocab = 97
+    special_tokens_set: frozenset[str] = frozenset()
+
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        if token % 7 == 0:
+            return b"\xc3" if token % 2 else b"\xa9"
+        return (chr(97 + token % 5) * (1 + token % 2)).encode()
+
+
+LETTERS = Letters()
+STOP = ["aab", "é", "cd", "dda"]
+
+
+def untrimmed(**options: Any) -> list[bytes]:
+    result = generate(tiny_model(), PROMPTS, **(SAMPLED | options))
+    return [b"".join(map(LETTERS.decode_single_token_bytes, ids)) for ids in result.completions]
+
+
+def stopped(model: Any = None, prompts: Any = PROMPTS, **options: Any) -> demiurgic.GenerationOutput:
+    return generate(model or tiny_model(), prompts, **(SAMPLED | {"tokenizer": LETTERS, "stop": STOP} | options))
+
+
+def assert_same(a: demiurgic.GenerationOutput, b: demiurgic.GenerationOutput, rows: slice = slice(None)) -> None:
+    assert (a.completions, a.texts, a.finish_reasons) == (b.completions[rows], b.texts[rows], b.finish_reasons[rows])
+    for ids, logprobs, others in zip(a.completions, a.logprobs, b.logprobs[rows], strict=True):
+        assert torch.equal(logprobs[: len(ids)], others[: len(ids)])
+
+
+def test_generate_ends_rows_at_their_stop_strings() -> None:
+    whole, result = untrimmed(), stopped()
+    assert "stop" in result.finish_reasons
+    for row, text in enumerate(whole):
+        match = first_match(text, STOP)
+        assert result.texts is not None
+        assert result.texts[row] == text[: match[0] if match else None].decode(errors="replace")
+        ids = result.completions[row]
+        assert result.lengths[row] == len(ids)
+        if match:
+            assert result.stop_reasons is not None
+            assert result.stop_reasons[row] in STOP
+            assert (
+                b"".join(map(LETTERS.decode_single_token_bytes, ids))
+                == text[: match[0]][: len(ids) * 2][: sum(len(LETTERS.decode_single_token_bytes(i)) for i in ids)]
+            )
+        assert result.logprobs[row, len(ids) :].isnan().all()
+        assert not result.logprobs[row, : len(ids)].isnan().any()
+    assert result.sequences.shape[1] == 3 + max(result.lengths)
+
+
+def test_a_row_does_as_many_steps_as_its_own_text_takes() -> None:
+    table = [[20.0 if after == (i + 1) % 5 else 0.0 for after in range(5)] for i in range(5)]
+    tokens = _C.TokenBytes(list("abcde"), [], "raw")
+    with demiurgic.engine.Generation(
+        table_model(table),
+        [[0]],
+        config=GenerationConfig(stop=["de"], do_sample=False),
+        tokenizer=tokens,
+    ) as generation:
+        shown = []
+        while generation.advance():
+            shown.append((generation.settled(0), generation.text(0)))
+    assert shown == [((1, 1), b"b"), ((2, 2), b"bc"), ((2, 2), b"bc")]
+    result = generation.result()
+    assert (result.completions, result.texts, result.stop_reasons) == ([[1, 2]], ["bc"], ["de"])
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_rows_alone_and_in_any_company(include: bool) -> None:
+    base = {"num_return_sequences": 3, "include_stop": include, "stop_on_repetition": 3, "repetition_min_tokens": 6}
+    together = stopped(**base)
+    for row, seed in enumerate(together.seeds):
+        alone = stopped(prompts=[PROMPTS[row // 3]], **(base | {"num_return_sequences": 1, "seed": [seed]}))
+        assert_same(alone, together, slice(row, row + 1))
+    for company in (
+        {"max_running": 2},
+        {"max_step_tokens": 1},
+        {"use_cache": False},
+        {"cache_bytes": 4 * 2 * 2 * 16 * 2 * 8 * 4},
+    ):
+        assert_same(together, stopped(**(base | company)))
+
+
+def test_texts_come_with_a_tokenizer_only() -> None:
+    result = generate(tiny_model(), PROMPTS, **SAMPLED)
+    assert (result.texts, result.stop_reasons) == (None, [None] * 3)
+    assert stopped(stop=None).texts == [text.decode(errors="replace") for text in untrimmed()]
+
+
+def test_rows_without_a_token_left() -> None:
+    result = stopped(stop=["b", "bb"], logit_bias={1: 100.0})  # token 1 is bb
+    assert (result.completions, result.texts, result.lengths) == ([[]] * 3, [""] * 3, [0] * 3)
+    assert result.sequences.shape == (3, 3)
+    assert result.logprobs.shape == (3, 0)
+
+
+def test_a_row_that_ends_in_an_error_keeps_its_text() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[3] = torch.nan
+    result = stopped(model)
+    assert result.finish_reasons == ["error"] * 3
+    assert result.texts == [""] * 3
+
+
+def test_hugging_faces_name_of_stop() -> None:
+    assert_same(stopped(), generate(tiny_model(), PROMPTS, **SAMPLED, tokenizer=LETTERS, stop_strings=STOP))
+    one = generate(tiny_model(), PROMPTS, **SAMPLED, tokenizer=LETTERS, stop_strings="cd")
+    assert_same(stopped(stop="cd"), one)
+    with pytest.raises(TypeError, match="stop and stop_strings are the same option"):
+        stopped(stop_strings="a")
+    with pytest.raises(ValueError, match="stop is a list with an empty string"):
+        generate(tiny_model(), PROMPTS, tokenizer=LETTERS, stop_strings=[""])
+
+
+@pytest.mark.parametrize(("option", "value"), [("stop", "a"), ("stop_at", "function")])
+def test_texts_need_the_tokenizer(option: str, value: str) -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match=f"{option} looks at the text of the tokens, so it needs the tokenizer"):
+        generate(tiny_model(), PROMPTS, **{option: value})
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_shipped_model_stops_after_a_function() -> None:
+    model, tokenizer = demiurgic.load("tiny")
+    prompts = [tokenizer.encode(f"def f{i}(values):\n", add_bos=True) for i in range(4)]
+    options = {"max_new_tokens": 150, "seed": 2, "return_dict_in_generate": True, "tokenizer": tokenizer}
+    options["bad_token_ids"] = tokenizer.eos_token_ids  # it knows itself where a function ends
+    whole = generate(model, prompts, **options)
+    result = generate(model, prompts, stop_at="function", **options)
+    assert "function" in result.stop_reasons
+    for text, complete, reason in zip(result.texts, whole.texts, result.finish_reasons, strict=True):
+        assert complete.startswith(text)
+        following = complete[len(text) :].lstrip("\n")
+        assert reason != "stop" or following[:1] not in ("", " ")
+        body = text.splitlines()
+        assert all(line[:1] in ("", " ", "#", "\t", ")", "]", "}") for line in body) or '"""' in text
+
+
+def test_a_call_is_refused_before_anything_is_made_of_it() -> None:
+    with pytest.raises(TypeError, match="did you mean 'tokenizer'"):
+        generate(tiny_model(), PROMPTS, tokeniser=LETTERS)

@@ -156,12 +156,12 @@ class Weights:
 
 class TokenBytes:
     def __init__(
-        self, tokens: Sequence[str | bytes], special: Sequence[int], spelling: str, leading_blank: str = "kept"
+        self, tokens: Sequence[str], special: Sequence[int], spelling: str, leading_blank: str = "kept"
     ) -> None:
         """The bytes that each token stands for.
 
         `tokens`: as the vocabulary spells them, by id, "" where there is none. `special`: ids without bytes.
-        `spelling`: byte_level | byte_fallback | raw. `leading_blank`: kept | one_dropped | token_dropped, at a
+        `spelling`: byte_level | pieces | byte_fallback | raw. `leading_blank`: kept | one_dropped | token_dropped, at a
         text's beginning.
         """
     def of(self, token: int) -> bytes:
@@ -193,7 +193,7 @@ class Request:
         max_running: int,
         want_logprobs: bool,
         token_bytes: TokenBytes | None = None,
-        max_new_tokens: Sequence[int] = ...,
+        max_new_tokens: Sequence[int] = [],
     ) -> None:
         """What a call asks for; one seed a row, 0 to 2**64 - 1; one of max_new_tokens a prompt, or none."""
 

@@ -22,7 +22,9 @@ _KNOWN = (
 
 
 def token_bytes(tokenizer: Any) -> _C.TokenBytes:
-    """The table of bytes of a tokenizer's tokens, made once for each tokenizer object and size of its vocabulary.
+    """The table of bytes of a tokenizer's tokens; a table stands for itself.
+
+    It is made once for each tokenizer object and size of its vocabulary, and goes with the tokenizer.
 
     Known are byte-level BPE (GPT-2), SentencePiece's pieces with or without byte fallback, in a
     `tokenizers.Tokenizer`, in this package's Tokenizer or in a fast tokenizer of transformers, and `tiktoken.Encoding`.
@@ -33,6 +35,8 @@ def token_bytes(tokenizer: Any) -> _C.TokenBytes:
         TypeError: something that is no tokenizer of these.
         ValueError: a tokenizer whose decoder does more than to join the tokens' bytes, as WordPiece.
     """
+    if isinstance(tokenizer, _C.TokenBytes):
+        return tokenizer
     backend, special = _backend(tokenizer)
     size = backend.n_vocab if backend is tokenizer and _is_tiktoken(backend) else backend.get_vocab_size()
     try:
@@ -62,7 +66,7 @@ def _backend(tokenizer: Any) -> tuple[Any, set[int]]:
 
 
 def _of_tiktoken(encoding: Any) -> _C.TokenBytes:
-    tokens: list[bytes] = [b""] * encoding.n_vocab
+    tokens: list[Any] = [b""] * encoding.n_vocab  # bytes, which the core takes as well as texts
     for token in range(encoding.n_vocab):
         try:
             tokens[token] = encoding.decode_single_token_bytes(token)
@@ -95,7 +99,8 @@ def _spelling(backend: tokenizers.Tokenizer) -> tuple[str, str]:
     usual = len(blanks) == 1 and all(_is_blank_mark(s) for s in steps if s.get("type") == "Replace")
     if known and usual and all((s["content"], s["start"], s["stop"]) == (" ", 1, 0) for s in strips):
         drops_token = blanks[0]["type"] == "Metaspace" and blanks[0].get("prepend_scheme", "always") != "never"
-        return "byte_fallback", "token_dropped" if drops_token else "one_dropped" if strips else "kept"
+        spelling = "byte_fallback" if "ByteFallback" in kinds else "pieces"
+        return spelling, "token_dropped" if drops_token else "one_dropped" if strips else "kept"
     named = ", ".join(sorted(str(kind) for kind in kinds)) if decoder else "no decoder"
     raise ValueError(f"tokenizer decodes with {named}, so its tokens alone do not make the text; {_KNOWN}.")
 
