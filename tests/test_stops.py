@@ -448,20 +448,18 @@ def test_texts_need_the_tokenizer(option: str, value: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_shipped_model_stops_after_a_function() -> None:
-    model, tokenizer = demiurgic.load("tiny")
-    prompts = [tokenizer.encode(f"def f{i}(values):\n", add_bos=True) for i in range(4)]
-    options = {"max_new_tokens": 150, "seed": 2, "return_dict_in_generate": True, "tokenizer": tokenizer}
-    options["bad_token_ids"] = tokenizer.eos_token_ids  # it knows itself where a function ends
-    whole = generate(model, prompts, **options)
-    result = generate(model, prompts, stop_at="function", **options)
-    assert "function" in result.stop_reasons
-    for text, complete, reason in zip(result.texts, whole.texts, result.finish_reasons, strict=True):
-        assert complete.startswith(text)
-        following = complete[len(text) :].lstrip("\n")
-        assert reason != "stop" or following[:1] not in ("", " ")
-        body = text.splitlines()
-        assert all(line[:1] in ("", " ", "#", "\t", ")", "]", "}") for line in body) or '"""' in text
+def test_with_the_shipped_tokenizer() -> None:
+    tokenizer = demiurgic.load("tiny")[1]
+    table = demiurgic.token_bytes.token_bytes(tokenizer)
+    head, body, after = "def größe(x):\n", '    """Size.\n\nOf x."""\n    return len(x)\n', "\n\nprint(größe([1]))\n"
+    prompt = tokenizer.encode(head, add_bos=True)
+    for options, left in [({"stop_at": "function"}, body), ({"stop": ["\n\n\n"]}, body[:-1]), ({"stop": "size"}, None)]:
+        row = _C.Replay(prompt, GenerationConfig(**options), table)
+        for token in tokenizer.encode(body + after):
+            if row.append(token) != "none":
+                break
+        assert row.text.decode() == (body + after if left is None else left)
+        assert row.text.decode().startswith(tokenizer.decode(row.tokens))
 
 
 def test_a_call_is_refused_before_anything_is_made_of_it() -> None:
