@@ -22,6 +22,8 @@ struct Request {
     std::vector<uint64_t> seeds;                // one a row of the result
     int64_t max_running = 256;
     bool want_logprobs = false;
+    std::shared_ptr<const TokenBytes> token_bytes;  // null: no texts are made
+    std::vector<int64_t> max_new_tokens;            // one a prompt, in place of the config's; empty: the config's
 };
 
 // A row of Engine::score.

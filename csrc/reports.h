@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <vector>
@@ -15,6 +16,13 @@ struct Reports {
         ids.insert(ids.end(), report.ids, report.ids + report.num_top);
         logprobs.insert(logprobs.end(), report.logprobs, report.logprobs + report.num_top);
         if (report.entropy) entropies.push_back(*report.entropy);
+    }
+
+    // Forgets all but the first n.
+    void keep(int64_t n, int64_t k) {
+        ids.resize(std::min(ids.size(), static_cast<size_t>(n * k)));
+        logprobs.resize(ids.size());
+        entropies.resize(std::min(entropies.size(), static_cast<size_t>(n)));
     }
 
     std::vector<int64_t> ids;      // [n, k]

@@ -13,8 +13,9 @@ REPOSITORY = Path(__file__).parents[1]
 
 # Lowest first. A file may include those of lower rows, and its own header; a new file needs a place here.
 CXX_LAYERS = [
-    {"generation_config", "philox", "kv_blocks", "kernels"},
-    {"token_edits", "model_config", "reports"},
+    {"generation_config", "philox", "kv_blocks", "kernels", "byte_automaton", "token_bytes"},
+    {"token_edits", "model_config", "function_end", "code_block_end", "repetition_guard", "reports"},
+    {"row_text"},
     {"sequence"},
     {"stopping", "weights"},
     {"scheduler", "kv_cache"},
@@ -24,8 +25,9 @@ CXX_LAYERS = [
     {"bindings"},
 ]
 # What decides who runs knows integers only, not even through a header of ours.
-INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "reports", "sequence", "stopping"}
-INTEGERS_ONLY |= {"scheduler"}
+INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "sequence", "stopping", "scheduler"}
+INTEGERS_ONLY |= {"byte_automaton", "token_bytes", "function_end", "code_block_end", "repetition_guard", "row_text"}
+INTEGERS_ONLY |= {"reports"}
 TENSORS = r"<(ATen|c10|torch|cuda)"
 PYTHON = r"<(pybind11|Python\.h|torch/(csrc/utils/pybind|csrc/python|extension|python)|torch/csrc/autograd/python)"
 DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
@@ -33,8 +35,37 @@ DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
 PYTHON_LAYERS = [
     {"_C", "_build_info"},
     {"build_check", "caller", "config", "output", "printable"},
-    {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options", "reports", "text_stream"},
-    {"live_weights", "streamer", "html_view"},
+    {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options", "text", "token_bytes", "reports"},
+    {"auto_length", "streamer", "text_stream"},
+    {"live_weights", "html_view"},
+    {"engine"},
+    {"bindings"},
+]
+# What decides who runs knows integers only, not even through a header of ours.
+INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "sequence", "stopping", "scheduler"}
+INTEGERS_ONLY |= {"byte_automaton", "token_bytes", "function_end", "code_block_end", "repetition_guard", "row_text"}
+INTEGERS_ONLY |= {"reports"}
+TENSORS = r"<(ATen|c10|torch|cuda)"
+PYTHON = r"<(pybind11|Python\.h|torch/(csrc/utils/pybind|csrc/python|extension|python)|torch/csrc/autograd/python)"
+DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
+
+PYTHON_LAYERS = [
+    {"_C", "_build_info"},
+    {"build_check", "caller", "config", "output", "printable"},
+    {
+        "rotary",
+        "tokenizer",
+        "info",
+        "prompts",
+        "progress",
+        "cli_options",
+        "text",
+        "token_bytes",
+        "reports",
+        "text_stream",
+    },
+    {"auto_length", "streamer", "html_view"},
+    {"live_weights"},
     {"engine"},
     {"streaming"},
     {"display", "model"},

@@ -63,7 +63,7 @@ def check(events: list[Any], expected: Any, tokenizer: Tokenizer | None = None) 
         assert row["token_ids"] == expected.completions[i]
         assert row["end"] == expected.finish_reasons[i]
         if tokenizer is not None:
-            assert row["text"] == tokenizer.decode(expected.completions[i])
+            assert row["text"] == expected.texts[i]
         for name in LISTS:
             values = getattr(expected, name)
             if values is None:
@@ -94,24 +94,32 @@ RUNS: list[dict[str, Any]] = [
     {"max_new_tokens": 0},
     {"max_new_tokens": 1},
     {"prompt_logprobs": True},
+    {"stop": ["a", "é"], **TOLD},
+    {"stop": [chr(c) for c in range(33, 60)], "include_stop": True},
+    {"stop": ["never found in it", "\r"], "min_new_tokens": 9},
+    {"stop_at": "function"},
+    {"do_sample": False, "stop_on_repetition": 2, "repetition_min_tokens": 2, **TOLD},
+    {"do_sample": False, "stop_on_repetition": 2, "repetition_min_tokens": 2, "trim_repetition": True, **TOLD},
 ]
 
 
 @pytest.mark.parametrize("options", RUNS, ids=str)
-def test_events_are_the_result(byte_tokenizer: Tokenizer, options: dict[str, Any]) -> None:
-    tokenizer = byte_tokenizer
+def test_events_are_the_result(tokenizer: Tokenizer, options: dict[str, Any]) -> None:
     model, options = model_for(tokenizer), {"max_new_tokens": 25, "seed": 1} | options
-    expected = generate(model, PROMPTS, return_dict_in_generate=True, **options)
+    expected = generate(model, PROMPTS, tokenizer=tokenizer, return_dict_in_generate=True, **options)
     with stream(model, PROMPTS, tokenizer=tokenizer, **options) as events:
         check(list(events), expected, tokenizer)
     result = events.result()
     assert torch.equal(result.sequences, expected.sequences)
     assert torch.equal(result.logprobs.nan_to_num(), expected.logprobs.nan_to_num())
-    check(list(model.stream(PROMPTS, **options)), expected)
+    if not {"stop", "stop_at"} & options.keys():
+        check(list(model.stream(PROMPTS, **options)), expected)
 
 
 class Script:
-    """A generation whose rows say given ids, some more at each step."""
+    """A generation whose rows say given ids, some more at each step; of a tokenizer that the core does not know."""
+
+    has_text = False
 
     def __init__(self, rows: list[list[int]], portions: list[int]) -> None:
         self.rows, self.portions, self.steps = rows, portions, 0
@@ -136,6 +144,12 @@ class Script:
 
     def timings(self) -> dict[str, float]:
         return {"prefill": 0.0, "decode": 0.0}
+
+    def settled(self, row: int) -> tuple[int, int]:
+        return self.said(row), 0
+
+    def stop_reason(self, row: int) -> None:
+        return None
 
     def error(self, row: int) -> None:
         return None
@@ -178,6 +192,60 @@ def test_a_text_that_ends_at_every_offset(byte_tokenizer: Tokenizer) -> None:
     for end in range(len(ids) + 1):
         [pieces] = check_pieces(byte_tokenizer, [ids[:end]], [1])
         assert all("\ufffd" not in piece for piece in pieces[:-1])
+
+
+# ---- stops ---------------------------------------------------------------------------------------------------------
+
+
+def speaker(ids: list[int]) -> Any:
+    """A model that says distinct `ids` one after the other, after the prompt [0], and then the last for ever."""
+    table = torch.zeros(300, 300)
+    for token, following in zip([0, *ids], [*ids, ids[-1]], strict=True):
+        table[token, following] = 9.0
+    return table_model(table)
+
+
+SPOKEN = "ab👩cд€f"  # no byte twice
+
+
+@pytest.mark.parametrize("include_stop", [False, True])
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+@pytest.mark.parametrize("first", range(len(SPOKEN)))
+def test_a_stop_at_every_offset(byte_tokenizer: Tokenizer, first: int, length: int, include_stop: bool) -> None:
+    """Byte by byte: nothing of the stop string comes out before it is known, and nothing before it is lost."""
+    ids, stop = byte_ids(byte_tokenizer, SPOKEN.encode()), SPOKEN[first : first + length]
+    options = {"do_sample": False, "stop": [stop, "never"], "include_stop": include_stop, "max_new_tokens": len(ids)}
+    expected = generate(speaker(ids), [0], tokenizer=byte_tokenizer, return_dict_in_generate=True, **options)
+    assert expected.finish_reasons == ["stop"]
+    assert expected.texts == [SPOKEN[: first + (len(stop) if include_stop else 0)]]
+    events = list(stream(speaker(ids), [0], tokenizer=byte_tokenizer, **options))
+    check(events, expected, byte_tokenizer)
+    assert events[-1].stop_reason == stop
+    shown = ""
+    for event in events[:-1]:
+        shown += event.text
+        assert expected.texts[0].startswith(shown)
+
+
+def test_text_waits_only_while_a_match_is_open(byte_tokenizer: Tokenizer) -> None:
+    ids = byte_ids(byte_tokenizer, b"abcdxyz")
+    options = {"do_sample": False, "stop": ["bcq", "yz"], "max_new_tokens": len(ids)}
+    pieces = [event.text for event in stream(speaker(ids), [0], tokenizer=byte_tokenizer, **options)]
+    assert pieces == ["a", "bcd", "x", ""]  # "bc" until it is no "bcq"; of "yz" nothing
+
+
+def test_a_streamer_gets_nothing_of_a_stop(byte_tokenizer: Tokenizer) -> None:
+    ids, recorder = byte_ids(byte_tokenizer, b"abcdxyz"), Recorder()
+    options = {"do_sample": False, "stop": ["yz"], "max_new_tokens": 9}
+    generate(speaker(ids), [0], tokenizer=byte_tokenizer, streamer=recorder, **options)
+    assert recorder.calls == [[[0]], *([i] for i in ids[:5]), "end"]
+
+
+def test_auto_length(byte_tokenizer: Tokenizer) -> None:
+    model, ids = model_for(byte_tokenizer), byte_tokenizer.encode("def f(x):\n")
+    options = {"max_new_tokens": "auto", "tokenizer": byte_tokenizer, "seed": 0}
+    expected = generate(model, ids, return_dict_in_generate=True, **options)
+    check(list(model.stream(ids, **options)), expected, byte_tokenizer)
 
 
 # ---- ending early --------------------------------------------------------------------------------------------------
@@ -321,6 +389,8 @@ def test_an_exception_of_a_step_reaches_the_consumer(monkeypatch: pytest.MonkeyP
         ({"temprature": 1}, TypeError, "did you mean 'temperature'"),
         ({"tokenizer": "gpt2"}, TypeError, "tokenizer is a str, but must have a method decode"),
         ({"tokenizer": Tokenizer}, TypeError, "tokenizer is a type, but must"),
+        ({"stop": "a"}, ValueError, "stop"),
+        ({"stop": "a", "tokenizer": Script([], [])}, TypeError, "tokenizer is a Script"),
         ({"max_running": 0}, ValueError, "max_running is 0"),
     ],
 )

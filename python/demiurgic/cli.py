@@ -26,13 +26,13 @@ from rich.text import Text
 
 from demiurgic import _C, __version__
 from demiurgic import info as installation
-from demiurgic.cli_options import OPTIONS, flag_name, preset_named, read_options, with_options
+from demiurgic.cli_options import DEFAULTS, OPTIONS, flag_name, preset_named, read_options, with_options
 from demiurgic.engine import Generation
 from demiurgic.loading import SHIPPED_MODELS, load, model_folder
 from demiurgic.model import DemiurgicForCausalLM
 from demiurgic.output import GenerationError, GenerationOutput
 from demiurgic.printable import printable
-from demiurgic.streaming import Stream
+from demiurgic.streaming import Stream, known_or_none
 from demiurgic.tokenizer import Tokenizer
 
 app = typer.Typer(
@@ -183,7 +183,7 @@ def _prepare(
     shipped = model_name in SHIPPED_MODELS
     if preset is None:
         preset = "completion_fim" if suffix is not None else "balanced_code" if shipped else None
-    config = (_C.GenerationConfig() if preset is None else preset_named(preset)).replace(**options)
+    config = (_C.GenerationConfig() if preset is None else preset_named(preset)).replace(**DEFAULTS | options)
     text = _read_input() if prompt == "-" else prompt
     model, tokenizer = load(model_name, device=device, dtype=dtype)
     if suffix is None:
@@ -216,7 +216,9 @@ def _run(job: _Job, as_json: bool) -> None:
     rows = job.config.num_return_sequences
     streaming = rows == 1 and not as_json
     interrupted = False
-    with Generation(job.model, [job.ids], config=job.config) as generation:
+    # Text is cut where it has to be; what only passes through may have any tokenizer.
+    tokenizer = job.tokenizer if job.config.stop or job.config.stop_at else known_or_none(job.tokenizer)
+    with Generation(job.model, [job.ids], config=job.config, tokenizer=tokenizer) as generation:
         try:
             if streaming:
                 _stream(generation, job)
@@ -332,8 +334,11 @@ def _summary(result: GenerationOutput, row: int, speed: bool = False) -> str:
 
 def _texts(job: _Job, result: GenerationOutput) -> list[str]:
     """Prompt, completion and suffix of each row."""
-    completions = (job.tokenizer.decode(ids) for ids in result.completions)
-    return [job.prompt + completion + (job.suffix or "") for completion in completions]
+    return [job.prompt + completion + (job.suffix or "") for completion in _completions(job, result)]
+
+
+def _completions(job: _Job, result: GenerationOutput) -> list[str]:
+    return result.texts or [job.tokenizer.decode(ids) for ids in result.completions]
 
 
 def _report(job: _Job, result: GenerationOutput) -> dict[str, Any]:
@@ -347,9 +352,10 @@ def _report(job: _Job, result: GenerationOutput) -> dict[str, Any]:
         "options": {name: getattr(job.config, name) for name in OPTIONS},
         "prompt": job.prompt,
         "suffix": job.suffix,
-        "completions": [job.tokenizer.decode(ids) for ids in result.completions],
+        "completions": _completions(job, result),
         "texts": _texts(job, result),
         "finish_reasons": result.finish_reasons,
+        "stop_reasons": result.stop_reasons,
         "errors": result.errors,
         "prompt_tokens": result.prompt_lengths[0],
         "completion_tokens": result.lengths,

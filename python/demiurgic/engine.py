@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from demiurgic import _C
+from demiurgic.auto_length import auto_lengths, take_auto_length
 from demiurgic.caller import warn_caller
 from demiurgic.live_weights import live_weights, unwrap
 from demiurgic.output import GenerationOutput, ScoreError
@@ -19,6 +20,7 @@ from demiurgic.progress import ProgressBar
 from demiurgic.prompts import Prompts, read_prompts
 from demiurgic.reports import event_numbers, read_prompt_logprobs, read_reports, refuse_unreturned
 from demiurgic.streamer import StreamerFeed, check_streamer
+from demiurgic.token_bytes import token_bytes
 
 DEFAULT_MAX_RUNNING = 256
 DEFAULT_STEP_TOKENS = 512
@@ -36,6 +38,7 @@ def generate(
     max_running: int = DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
     max_step_tokens: int = DEFAULT_STEP_TOKENS,
+    tokenizer: Any = None,
     **options: Any,
 ) -> Tensor | GenerationOutput:
     """Continues prompts with the weights that `model` has now.
@@ -57,7 +60,12 @@ def generate(
         max_running: most rows that are computed at a time, 1 or more; the others wait.
         cache_bytes: most memory of the key/value cache in bytes. None: nine tenths of what is free on the device.
         max_step_tokens: most prompt tokens computed at a time, 1 or more; longer prompts go in chunks.
-        options: any option of GenerationConfig by name.
+        tokenizer: the model's, for `texts` of the result and for the options that look at text (stop, stop_at,
+            max_new_tokens="auto"): this package's, a tokenizers.Tokenizer, a fast one of transformers or a
+            tiktoken.Encoding. What is known of its tokens is made once for each tokenizer object.
+        options: any option of GenerationConfig by name. `stop_strings` is another name of `stop`.
+            `max_new_tokens="auto"` gives each prompt what demiurgic.text.suggest_max_new_tokens says of it, within the
+            context that is left.
 
     Returns:
         int64 [B * num_return_sequences, T + new] on the device of `input_ids` (of the model for lists), padded on the
@@ -73,6 +81,7 @@ def generate(
     """
     _check_flag("return_dict_in_generate", return_dict_in_generate)
     _check_flag("progress", progress)
+    auto_length = take_auto_length(options)
     config = merged(generation_config, options)
     if not return_dict_in_generate:
         refuse_unreturned(config)
@@ -81,6 +90,8 @@ def generate(
         input_ids,
         attention_mask,
         config=config,
+        tokenizer=tokenizer,
+        auto_length=auto_length,
         want_logprobs=return_dict_in_generate,
         max_running=max_running,
         cache_bytes=cache_bytes,
@@ -152,6 +163,10 @@ def score(
 
 def merged(config: _C.GenerationConfig | None, options: dict[str, Any]) -> _C.GenerationConfig:
     """A copy of `config`, or of the defaults, with `options` on top."""
+    if "stop_strings" in options:  # Hugging Face's name
+        if "stop" in options:
+            raise TypeError("stop and stop_strings are the same option; give one of them.")
+        options = {("stop" if name == "stop_strings" else name): value for name, value in options.items()}
     _check_names(options)
     if config is None:
         return _C.GenerationConfig(**options)
@@ -178,6 +193,8 @@ class Generation:
         cache_bytes: int | None = None,
         max_step_tokens: int = DEFAULT_STEP_TOKENS,
         streamer: Any = None,
+        tokenizer: Any = None,
+        auto_length: bool = False,
     ) -> None:
         _check_limits(max_running, cache_bytes, max_step_tokens)
         module = unwrap(model)
@@ -190,12 +207,18 @@ class Generation:
         self._want_logprobs = want_logprobs
         self._engine = _engine_for(module, live_weights(module), cache_bytes, max_step_tokens)
         num_prompts = len(self.prompts.ids)
+        self._token_bytes = None if tokenizer is None else token_bytes(tokenizer)
+        lengths: list[int] = []
+        if auto_length:
+            lengths = auto_lengths(self.prompts.ids, self._token_bytes, config, module.config)
         request = _C.Request(
             prompts=self.prompts.ids,
             config=config,
             seeds=_seeds(config, num_prompts, drawn=0),
             max_running=max_running,
             want_logprobs=want_logprobs,
+            token_bytes=self._token_bytes,
+            max_new_tokens=lengths,
         )
         if config.seed is None and _samples(config):
             self._engine.check(request)  # a refused call must not draw from the user's generator
@@ -203,7 +226,8 @@ class Generation:
         self.seeds = request.seeds
         self._call = self._engine.add(request)
         self._device = self.prompts.device or next(module.parameters()).device
-        _warn_of_growth(self.prompts.ids, config, module.config)
+        if not auto_length or config.max_length is not None:
+            _warn_of_growth(self.prompts.ids, config, module.config)
 
     @property
     def num_rows(self) -> int:
@@ -217,9 +241,29 @@ class Generation:
         """The generated ids of a row from the `start`-th on, so far."""
         return self._call.tokens(row, start)
 
+    def settled(self, row: int) -> tuple[int, int]:
+        """How many of the generated ids of a row, and bytes of their text, stay, whatever comes.
+
+        The others are part of what may become a stop string, or a cycle that is trimmed, and may be taken back.
+        """
+        return self._call.settled(row)
+
+    def text(self, row: int, start: int = 0) -> bytes:
+        """UTF-8 of a row's generated text from the `start`-th byte on, as far as it is settled; needs a tokenizer."""
+        return self._call.text(row, start)
+
     def finish_reason(self, row: int) -> str:
-        """none while the row is under way, else eos | stop | length | error | cancelled."""
+        """none while the row is under way, else eos | stop | length | repetition | error | cancelled."""
         return self._call.finish_reason(row)
+
+    def stop_reason(self, row: int) -> str | int | None:
+        """The stop string, the value of stop_at or the stop id that ended the row."""
+        return self._call.stopped_by(row)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a tokenizer whose bytes are known, and so `text`."""
+        return self._token_bytes is not None
 
     def error(self, row: int) -> str | None:
         """The message where the row ended in an error."""
@@ -267,9 +311,14 @@ class Generation:
             processed_logprobs=self._padded([self._call.processed_logprobs(row) for row in rows], new),
             seeds=self.seeds,
             timings={**timings, "tokens_per_second": sum(lengths) / seconds if seconds else 0.0},
+            texts=None if self._token_bytes is None else [self._text(row) for row in rows],
+            stop_reasons=[self.stop_reason(row) for row in rows],
             prompt_logprobs=self._prompt_logprobs(prompts),
             **read_reports(self._call, self._config, new, self._device),
         )
+
+    def _text(self, row: int) -> str:
+        return self._call.text(row).decode("utf-8", errors="replace")
 
     def _prompt_logprobs(self, prompts: list[list[int]]) -> Tensor | None:
         if not self._config.prompt_logprobs:
@@ -309,6 +358,8 @@ _KEYWORDS = (
     "max_running",
     "cache_bytes",
     "max_step_tokens",
+    "tokenizer",
+    "stop_strings",
 )
 
 

@@ -16,13 +16,18 @@ class GenerationOutput:
         completions: the generated ids of each row, its EOS or stop id included, no padding.
         prompt_lengths: tokens of each row's prompt, without padding.
         lengths: generated tokens of each row.
-        finish_reasons: eos | stop | length | error | cancelled, of each row.
+        finish_reasons: eos | stop | length | repetition | error | cancelled, of each row.
         errors: the message where the reason is error, else None.
         logprobs: float32 [B * n, new], natural log of each token's probability by the model's raw logits; nan after the
             end.
         processed_logprobs: the same by what the options left of the distribution.
         seeds: each row's 64-bit seed; the row alone with `seed=[it]` draws the same tokens.
         timings: prefill and decode in seconds, tokens_per_second over both.
+        texts: the text of each row's generated tokens, where a tokenizer was given; else None. It ends before the stop
+            string to the byte, also inside of a token that `completions` then lacks. Bytes that are no UTF-8, a
+            character cut in half by the length for instance, become U+FFFD.
+        stop_reasons: where the reason is stop, the stop string, the value of stop_at or the stop id that ended the row;
+            else None.
         top_logprobs: float32 [B * n, new, k] with the option `top_logprobs=k`: log-probabilities of the k most likely
             tokens at each position, the most likely first, the lowest id on ties. nan after the end, and where fewer
             than k tokens have a chance.
@@ -45,6 +50,8 @@ class GenerationOutput:
     processed_logprobs: Tensor
     seeds: list[int]
     timings: dict[str, float]
+    texts: list[str] | None = None
+    stop_reasons: list[str | int | None] | None = None
     top_logprobs: Tensor | None = None
     top_logprob_ids: Tensor | None = None
     entropies: Tensor | None = None

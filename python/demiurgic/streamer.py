@@ -15,6 +15,7 @@ class Source(Protocol):
 
     prompts: Prompts
 
+    def settled(self, row: int) -> tuple[int, int]: ...
     def tokens(self, row: int, start: int = 0) -> list[int]: ...
 
 
@@ -54,7 +55,8 @@ class StreamerFeed:
         """Gives what is new."""
         if self._streamer is None:
             return
-        new = self._source.tokens(0, self._given)
+        settled, _ = self._source.settled(0)  # the others may turn out to belong to a stop
+        new = self._source.tokens(0, self._given)[: max(settled - self._given, 0)]
         self._given += len(new)
         self._put([[token] for token in new])
 

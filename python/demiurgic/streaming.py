@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from typing import Any
 from torch import nn
 
 from demiurgic import _C
+from demiurgic.auto_length import take_auto_length
 from demiurgic.engine import DEFAULT_MAX_RUNNING, DEFAULT_STEP_TOKENS, Generation, merged
 from demiurgic.output import GenerationOutput
 from demiurgic.text_stream import TextStream, decoder_of
+from demiurgic.token_bytes import token_bytes
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,12 @@ class StreamEvent:
     Attributes:
         row: index of the row, as in the result of generate.
         text: what has become final of the row's text, whole characters only; it may be empty. None without a tokenizer.
-        token_ids: the new ids. Joined over the events of a row they are its completion.
+        token_ids: the new ids. Joined over the events of a row they are its completion. Ids and text that may turn out
+            to belong to a stop string, or to a cycle that `trim_repetition` cuts, wait until that is known.
         logprobs: log-probabilities of token_ids by the model's raw logits.
         processed_logprobs: the same by what the options left of the distribution.
-        finish_reason: eos | stop | length | error | cancelled in the row's last event, else None.
+        finish_reason: eos | stop | length | repetition | error | cancelled in the row's last event, else None.
+        stop_reason: the stop string, the value of stop_at or the stop id, where the reason is stop.
         error: the message where the reason is error, else None.
         timings: prefill and decode in seconds, so far and of all rows.
         top_logprobs: one list a token with the option `top_logprobs=k`, as in GenerationOutput but without padding:
@@ -42,6 +47,7 @@ class StreamEvent:
     logprobs: list[float]
     processed_logprobs: list[float]
     finish_reason: str | None
+    stop_reason: str | int | None
     error: str | None
     timings: dict[str, float]
     top_logprobs: list[list[float]] | None = None
@@ -55,16 +61,18 @@ class StreamEvent:
 class Stream(Iterator[StreamEvent]):
     """The events of a generation, computed as they are asked for; `with` it, or closed, or gone, it ends.
 
+    `tokenizer` is for a generation that has none, because the kind of the tokenizer is not known to the core: its
+    `decode` makes the text then.
+
     The rows that were under way then end as cancelled, at once or, where another thread is in the middle of a step, at
     the end of that step, and their cache is free again.
     """
 
     def __init__(self, generation: Generation, tokenizer: Any = None) -> None:
-        decoder = None if tokenizer is None else decoder_of(tokenizer)
         self.num_rows = generation.num_rows
-        self.has_text = decoder is not None
+        self.has_text = generation.has_text or tokenizer is not None
         self._generation = generation
-        self._rows = [_Row(generation, row, decoder) for row in range(generation.num_rows)]
+        self._rows = [_Row(generation, row, tokenizer) for row in range(generation.num_rows)]
         self._ready: deque[StreamEvent] = deque()
         self._open = True
         self._failed = False
@@ -128,35 +136,55 @@ class Stream(Iterator[StreamEvent]):
 class _Row:
     """What has been given out of a row."""
 
-    def __init__(self, generation: Generation, row: int, decoder: Any) -> None:
+    def __init__(self, generation: Generation, row: int, tokenizer: Any) -> None:
         self._generation = generation
         self._row = row
-        self._text = None if decoder is None else TextStream(decoder)
-        self._given = 0
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace") if generation.has_text else None
+        self._decoded = None if generation.has_text or tokenizer is None else TextStream(decoder_of(tokenizer))
+        self._given = self._given_bytes = 0
         self.ended = False
 
     def news(self, timings: dict[str, float]) -> StreamEvent | None:
         """What is new since the last call, None if nothing is."""
         reason = self._generation.finish_reason(self._row)  # before the ids: what has ended gets no more of them
-        start, ids = self._given, self._generation.tokens(self._row, self._given)
+        settled, _ = self._generation.settled(self._row)
+        start, ids = self._given, self._generation.tokens(self._row, self._given)[: max(settled - self._given, 0)]
         self.ended = reason != "none"
-        if not ids and not self.ended:
+        text = self._new_text(ids)
+        if not ids and not text and not self.ended:
             return None
         self._given += len(ids)
         return StreamEvent(
             row=self._row,
-            text=self._new_text(ids),
+            text=text,
             token_ids=ids,
             finish_reason=reason if self.ended else None,
+            stop_reason=self._generation.stop_reason(self._row) if self.ended else None,
             error=self._generation.error(self._row) if self.ended else None,
             timings=timings,
             **self._generation.numbers(self._row, start, len(ids)),
         )
 
     def _new_text(self, ids: list[int]) -> str | None:
-        if self._text is None:
+        if self._bytes is not None:
+            new = self._generation.text(self._row, self._given_bytes)
+            self._given_bytes += len(new)
+            return self._bytes.decode(new, final=self.ended)
+        if self._decoded is None:
             return None
-        return self._text.feed(ids) + (self._text.end() if self.ended else "")
+        return self._decoded.feed(ids) + (self._decoded.end() if self.ended else "")
+
+
+def known_or_none(tokenizer: Any) -> Any:
+    """The tokenizer if its tokens' bytes are known; None where only its `decode` can be used, TypeError without one."""
+    if tokenizer is None:
+        return None
+    try:
+        token_bytes(tokenizer)
+    except (TypeError, ValueError):
+        decoder_of(tokenizer)
+        return None
+    return tokenizer
 
 
 def stream(
@@ -179,7 +207,8 @@ def stream(
 
     Args:
         model, input_ids, attention_mask: as in generate. The prompts are not in the events.
-        tokenizer: makes `text` of the ids: a demiurgic Tokenizer, or anything with `decode(ids)`. None: no text.
+        tokenizer: makes `text` of the ids: as in generate, or, where no option looks at the text, anything with
+            `decode(ids)`. None: no text.
         generation_config, options, max_running, cache_bytes, max_step_tokens: as in generate.
 
     Returns:
@@ -187,18 +216,20 @@ def stream(
 
     Raises:
         TypeError, ValueError, IndexError, RuntimeError: as generate, at the call and not at the first event.
-        TypeError: a tokenizer without `decode`.
     """
-    if tokenizer is not None:
-        decoder_of(tokenizer)  # refused before anything is computed or drawn
+    auto_length = take_auto_length(options)
+    config = merged(generation_config, options)
+    looks_at_text = bool(auto_length or config.stop or config.stop_at)
     generation = Generation(
         model,
         input_ids,
         attention_mask,
-        config=merged(generation_config, options),
+        config=config,
         want_logprobs=True,
         max_running=max_running,
         cache_bytes=cache_bytes,
         max_step_tokens=max_step_tokens,
+        tokenizer=tokenizer if looks_at_text else known_or_none(tokenizer),
+        auto_length=auto_length,
     )
     return Stream(generation, tokenizer)
