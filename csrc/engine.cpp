@@ -495,6 +495,7 @@ std::string Engine::explain(int64_t no_token) const {
 
 void Engine::finish(Sequence& sequence, FinishReason reason) {
     sequence.finish_reason = reason;
+    sequence.repetition.reset();  // its memory
     scheduler_.remove(sequence);
     --sequence.call->num_unfinished;
 }
