@@ -41,9 +41,9 @@ from demiurgic import (
     generate,
     html_view,
     score,
-    text,
     show,
     stream,
+    text,
 )
 from demiurgic.loading import SHIPPED_MODELS
 from demiurgic.tokenizer import Tokenizer
