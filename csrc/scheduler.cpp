@@ -30,12 +30,15 @@ struct Budget {
     int64_t tokens;
     int64_t scored_tokens = Scheduler::kMaxScoredTokens;
 
+    // Most tokens of the sequence that fit, from `num_cached` on: those that are scored stand in a row.
     int64_t for_row(const Sequence& sequence) const {
-        return sequence.scored ? std::min(tokens, scored_tokens) : tokens;
+        const int64_t start = sequence.num_cached;
+        const Sequence::Span unscored = sequence.unscored(start, sequence.num_inputs());
+        return unscored.count > scored_tokens ? std::min(tokens, unscored.first + scored_tokens - start) : tokens;
     }
     void take(const Work& work) {
         tokens -= work.count;
-        if (work.sequence->scored) scored_tokens -= work.count;
+        scored_tokens -= work.sequence->unscored(work.start, work.start + work.count).count;
     }
 };
 
@@ -100,18 +103,23 @@ bool Scheduler::start(Sequence& sequence, int64_t budget, std::vector<Work>& pla
 
 namespace {
 
-// Scored rows need the logits after every token, so all are computed; and scoring a data set shall not drive out what a
-// session is kept for.
-bool uses_kept_prefixes(const Sequence& sequence) { return sequence.config->use_cache && !sequence.scored; }
+// Scoring a data set shall not drive out what a session is kept for.
+bool leaves_prefix(const Sequence& sequence) { return sequence.config->use_cache && !sequence.scored; }
+
+// Where the logits after every token are wanted, all are computed.
+bool uses_kept_prefixes(const Sequence& sequence) {
+    return leaves_prefix(sequence) && sequence.unscored(0, sequence.num_inputs()).count == 0;
+}
 
 }  // namespace
 
-// What the sequence need not compute; never its last token, whose logits are wanted.
+// What the sequence need not compute; never its last token, whose logits are wanted. (That of a scored prompt is computed
+// for nothing; there it is the last but one.)
 PrefixIndex::Prefix Scheduler::computed_prefix(Sequence& sequence) {
     const SharedPrompt* shared = sequence.shared_prompt.get();
     if (shared && !shared->blocks.empty()) {
         sequence.epoch = shared->epoch;
-        return {shared->blocks, sequence.prompt_length - 1};
+        return {shared->blocks, sequence.num_inputs() - 1};
     }
     if (!kept_) return {};
     sequence.epoch = kept_->epoch();
@@ -135,7 +143,7 @@ bool Scheduler::fork(const PrefixIndex::Prefix& prefix, Sequence& sequence) {
 }
 
 void Scheduler::keep(Sequence& sequence, int64_t num_tokens) {
-    if (!kept_ || sequence.epoch != kept_->epoch() || !uses_kept_prefixes(sequence)) return;
+    if (!kept_ || sequence.epoch != kept_->epoch() || !leaves_prefix(sequence)) return;
     kept_->keep(sequence.tokens, num_tokens, sequence.blocks);
 }
 
@@ -166,12 +174,17 @@ void Scheduler::computed(const Work& work) {
     if (work.start < sequence.prompt_length) {
         keep(sequence, sequence.num_cached / blocks_.block_size() * blocks_.block_size());
     }
-    if (sequence.shared_prompt && sequence.num_cached >= sequence.prompt_length) {
-        sequence.shared_prompt->blocks = blocks_.share(sequence.blocks, sequence.prompt_length);
+    const int64_t num_shared = std::min(sequence.prompt_length, sequence.num_inputs());
+    if (sequence.shared_prompt && sequence.num_cached >= num_shared) {
+        sequence.shared_prompt->blocks = blocks_.share(sequence.blocks, num_shared);
         sequence.shared_prompt->epoch = sequence.epoch;
         leave_shared_prompt(sequence);
     }
     if (!sequence.config->use_cache && work.gives_token()) sequence.num_cached = 0;
+}
+
+void Scheduler::draft_accepted(Sequence& sequence) {
+    if (sequence.config->use_cache) ++sequence.num_cached;
 }
 
 void Scheduler::remove(Sequence& sequence) {

@@ -178,6 +178,31 @@ def test_on_the_reference_kernels_tokens_are_the_same(monkeypatch):
         assert session.info.reused_tokens == 39 + 40
 
 
+def test_a_stream_uses_and_leaves_prefixes():
+    model = tiny_model()
+    with demiurgic.session(model, max_step_tokens=60) as session:
+        own = generate(model, [LONG], **OPTIONS)
+        for _ in range(2):
+            with session.stream([LONG], seed=3, max_new_tokens=NEW) as events:
+                assert [token for event in events for token in event.token_ids] == own.completions[0]
+        assert session.info.reused_tokens == 99
+        with session.stream([LONG[::-1]], seed=3) as events:
+            next(events)
+        assert session.info.tokens >= 2 * 100
+
+
+def test_scored_prompts_are_computed_and_kept():
+    model = tiny_model()
+    with demiurgic.session(model) as session:
+        for copies in (1, 3):
+            options = OPTIONS | {"prompt_logprobs": True, "num_return_sequences": copies}
+            found, own = session.generate([LONG], **options), generate(model, [LONG], **options)
+            check_same(found, own)
+            assert torch.equal(found.prompt_logprobs.nan_to_num(7), own.prompt_logprobs.nan_to_num(7))
+        assert session.info.reused_tokens == 0
+        assert check_as_without(session, model, [LONG])[2] == 99
+
+
 def test_a_session_draws_what_a_call_draws():
     model = tiny_model()
     with demiurgic.session(model) as session:

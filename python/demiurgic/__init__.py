@@ -20,12 +20,18 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
         get_100m_config,
         get_350m_config,
     )
-    from demiurgic.engine import GenerationError, GenerationOutput, ScoreError, generate, score
+    from demiurgic.display import show
+    from demiurgic.engine import generate, score
+    from demiurgic.html_view import HtmlView, html_view
     from demiurgic.loading import load
     from demiurgic.model import DemiurgicForCausalLM, DemiurgicModel, DemiurgicPreTrainedModel
+    from demiurgic.output import GenerationError, GenerationOutput, ScoreError
     from demiurgic.sessions import Session, SessionInfo, session
+    from demiurgic.streaming import Stream, StreamEvent, stream
+    from demiurgic.text import CODE_STOPS
 
     __all__ = [
+        "CODE_STOPS",
         "DemiurgicConfig",
         "get_10m_config",
         "get_100m_config",
@@ -43,9 +49,15 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
         "ScoreError",
         "Session",
         "SessionInfo",
+        "HtmlView",
         "generate",
+        "html_view",
         "load",
         "options",
         "score",
         "session",
+        "show",
+        "Stream",
+        "StreamEvent",
+        "stream",
     ]

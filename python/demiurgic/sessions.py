@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from demiurgic import _C
 from demiurgic._build_info import TORCH_VERSION
-from demiurgic.engine import DEFAULT_STEP_TOKENS, GenerationOutput, check_cache_limits, generate, score
+from demiurgic.engine import DEFAULT_STEP_TOKENS, check_cache_limits, generate, score
 from demiurgic.live_weights import live_weights, unwrap
+from demiurgic.output import GenerationOutput
 from demiurgic.prefix_file import FORMAT, Origin, Prefix, read_prefix, write_prefix
 from demiurgic.prompts import read_prompts
+from demiurgic.streaming import Stream, stream
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,10 @@ class Session:
             ValueError: cache_bytes or max_step_tokens is given, which the session has.
         """
         return generate(self._module, input_ids, attention_mask, session=self, **options)
+
+    def stream(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> Stream:
+        """demiurgic.stream with this session's model and cache; a stream that is closed early leaves what it has."""
+        return stream(self._module, input_ids, attention_mask, session=self, **options)
 
     def score(self, input_ids: Any, attention_mask: Any = None, **keywords: Any) -> Tensor:
         """demiurgic.score with this session's model and cache.
