@@ -11,8 +11,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <map>
+#include <set>
 #include <sstream>
 #include <stdexcept>
+#include <utility>
 
 namespace demiurgic {
 
@@ -94,6 +97,9 @@ void check_prompts(const Request& request, int64_t vocab) {
     if (request.prompts.empty()) throw std::invalid_argument("input_ids holds no prompt; give at least one.");
     const size_t num_rows = request.prompts.size() * static_cast<size_t>(request.config.num_return_sequences);
     if (request.seeds.size() != num_rows) throw std::invalid_argument("There must be one seed a row.");
+    if (!request.max_new_tokens.empty() && request.max_new_tokens.size() != request.prompts.size()) {
+        throw std::invalid_argument("There must be one max_new_tokens a prompt.");
+    }
     check_max_running(request.max_running);
     for (size_t i = 0; i < request.prompts.size(); ++i) {
         if (request.prompts[i].empty()) {
@@ -115,19 +121,41 @@ void check_option_ids(const GenerationConfig& config, int64_t vocab) {
     for (const int64_t id : config.stop_token_ids) check("stop_token_ids", id);
 }
 
+// Of one prompt.
+GenerationConfig config_of(const Request& request, size_t prompt) {
+    GenerationConfig config = request.config;
+    if (!request.max_new_tokens.empty()) config.max_new_tokens = request.max_new_tokens[prompt];
+    return config;
+}
+
+void check_text_options(const Request& request) {
+    if (request.token_bytes || (request.config.stop.empty() && request.config.stop_at.empty())) return;
+    throw std::invalid_argument(std::string(request.config.stop.empty() ? "stop_at" : "stop") +
+                                " looks at the text of the tokens, so it needs the tokenizer: give tokenizer= too.");
+}
+
 std::shared_ptr<Call> make_call(const Request& request) {
     auto call = std::make_shared<Call>();
     call->max_running = request.max_running;
     call->want_logprobs = request.want_logprobs;
-    const auto config = std::make_shared<const GenerationConfig>(request.config);
-    const int64_t copies = config->num_return_sequences;
-    for (const std::vector<int64_t>& prompt : request.prompts) {
+    const int64_t copies = request.config.num_return_sequences;
+    auto config = std::make_shared<const GenerationConfig>(request.config);
+    const auto rules = request.token_bytes ? std::make_shared<TextRules>(request.token_bytes, config) : nullptr;
+    for (size_t i = 0; i < request.prompts.size(); ++i) {
+        const std::vector<int64_t>& prompt = request.prompts[i];
+        if (!request.max_new_tokens.empty()) {
+            config = std::make_shared<const GenerationConfig>(config_of(request, i));
+        }
         const auto shared = copies > 1 && config->use_cache ? std::make_shared<SharedPrompt>() : nullptr;
+        const auto logprobs = config->prompt_logprobs ? std::make_shared<std::vector<float>>() : nullptr;
         for (int64_t copy = 0; copy < copies; ++copy) {
             const uint64_t seed = request.seeds[call->sequences.size()];
             auto sequence = std::make_unique<Sequence>(prompt, config, seed);
             sequence->call = call.get();
             sequence->shared_prompt = shared;
+            if (rules) sequence->text = std::make_unique<RowText>(rules, prompt);
+            sequence->prompt_logprobs = logprobs;
+            sequence->scored = logprobs && sequence->max_tokens <= sequence->prompt_length;
             if (shared) ++shared->num_members;
             call->sequences.push_back(std::move(sequence));
         }
@@ -145,6 +173,7 @@ std::shared_ptr<Call> make_scoring_call(const std::vector<std::vector<int64_t>>&
     for (const std::vector<int64_t>& row : rows) {
         auto sequence = std::make_unique<Sequence>(row, config, /*seed=*/0);
         sequence->scored = true;
+        sequence->prompt_logprobs = std::make_shared<std::vector<float>>();
         sequence->call = call.get();
         call->sequences.push_back(std::move(sequence));
     }
@@ -158,10 +187,11 @@ void Engine::check(const Request& request) const {
     request.config.validate();
     check_prompts(request, vocab);
     check_option_ids(request.config, vocab);
+    check_text_options(request);
     const std::lock_guard lock(mutex_);
     const int64_t most = most_blocks();
-    for (const std::vector<int64_t>& prompt : request.prompts) {
-        check_room(static_cast<int64_t>(prompt.size()), request.config, most);
+    for (size_t i = 0; i < request.prompts.size(); ++i) {
+        check_room(static_cast<int64_t>(request.prompts[i].size()), config_of(request, i), most);
     }
 }
 
@@ -190,7 +220,7 @@ std::vector<Score> Engine::score(const std::vector<std::vector<int64_t>>& rows, 
         throw;
     }
     std::vector<Score> scores;  // the call is finished: no thread changes its sequences any more
-    for (const auto& sequence : call->sequences) scores.push_back({sequence->logprobs, sequence->error});
+    for (const auto& sequence : call->sequences) scores.push_back({sequence->all_prompt_logprobs(), sequence->error});
     return scores;
 }
 
@@ -241,7 +271,10 @@ int64_t Engine::most_blocks() const {
 
 void Engine::check_room(int64_t prompt_length, const GenerationConfig& config, int64_t most_blocks) const {
     const int64_t max_tokens = max_tokens_of(prompt_length, config);
-    if (max_tokens <= prompt_length) return;
+    if (max_tokens <= prompt_length) {
+        if (config.prompt_logprobs) check_room_to_score(prompt_length, most_blocks);
+        return;
+    }
     const int64_t needed = blocks_.blocks_for(max_tokens - 1);  // the last token is never looked at
     if (needed <= most_blocks) return;
     throw NoRoom("A row of " + std::to_string(prompt_length) + " prompt tokens that may grow to " +
@@ -281,12 +314,12 @@ double blocks_wanted(const Call& call, const KVBlocks& blocks) {
     for (const auto& sequence : call.sequences) {
         if (sequence->finished()) continue;
         num_scored += sequence->scored;
-        needs.push_back(blocks.blocks_for(sequence->max_tokens - 1));
+        needs.push_back(blocks.blocks_for(std::max(sequence->max_tokens, sequence->prompt_length) - 1));
         if (sequence->shared_prompt)
             prompts[sequence->shared_prompt.get()] = blocks.blocks_for(sequence->prompt_length);
     }
     // Scored rows run one after the other, as far as they fit a step: few rows of many tokens, or many of few.
-    if (num_scored > 0) {
+    if (num_scored > 0 && num_scored == static_cast<int64_t>(needs.size())) {
         return std::min(sum_of_largest(needs, static_cast<size_t>(call.max_running)),
                         sum_of_largest(needs, 2) + static_cast<double>(Scheduler::kMaxScoredTokens));
     }
@@ -325,66 +358,108 @@ bool Engine::advance(Call& call, const Poll& poll) {
     return !call.finished();
 }
 
+namespace {
+
+// Seconds since it was made or asked.
+class Stopwatch {
+public:
+    double seconds() {
+        const auto before = std::exchange(last_, std::chrono::steady_clock::now());
+        return std::chrono::duration<double>(last_ - before).count();
+    }
+
+private:
+    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace
+
 void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
     const Stepping stepping(*this, lock);
-    const auto begin = std::chrono::steady_clock::now();
+    Stopwatch watch;
     const std::vector<Work> work = scheduler_.plan();
     lock.unlock();
     const NeutralMode mode(weights_.device());
     cache_.copy(scheduler_.pending_copies());
     scheduler_.pending_copies().clear();
     const Batch batch(work, kBlockSize, weights_.device());
-    const Results results = compute(work, batch, poll);
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    const at::Tensor logits = work.empty() ? at::Tensor() : decoder_.decode(batch, cache_, poll);
+    const std::vector<float> scored = scores(batch, logits);
+    Rounds rounds(batch);
+    std::vector<Sample> samples = sample(rounds, logits);
     lock.lock();
-    commit(work, batch, results, seconds.count());
-}
-
-Engine::Results Engine::compute(const std::vector<Work>& work, const Batch& batch, const Poll& poll) {
-    Results results;
-    if (work.empty()) return results;
-    const at::Tensor logits = decoder_.decode(batch, cache_, poll);
-    const int64_t num_sampled = static_cast<int64_t>(batch.sampled.size()), num_scored = batch.scored_tokens.size(0);
-    if (num_sampled > 0) results.samples = sampler_.sample(logits.narrow(0, 0, num_sampled), batch.sampled);
-    if (num_scored > 0) {
-        results.scores = log_probabilities(logits.narrow(0, num_sampled, num_scored), batch.scored_tokens, kernels_);
+    commit(work);
+    accept_scores(work, batch, scored);
+    accept(rounds, samples);
+    charge(work, watch.seconds());
+    // Whenever the lock is free, what was accepted so far stands as if the step had ended: it may be left at any round.
+    while (rounds.next()) {
+        lock.unlock();
+        samples = sample(rounds, logits);
+        lock.lock();
+        for (Sequence* sequence : rounds.sequences()) scheduler_.draft_accepted(*sequence);
+        accept(rounds, samples);
+        charge(work, watch.seconds());
     }
-    return results;
 }
 
-void Engine::commit(const std::vector<Work>& work, const Batch& batch, const Results& results, double seconds) {
+std::vector<Sample> Engine::sample(const Rounds& rounds, const at::Tensor& logits) {
+    if (rounds.sequences().empty()) return {};
+    return sampler_.sample(rounds.logits(logits), rounds.sequences());
+}
+
+// Of Batch::scored_tokens.
+std::vector<float> Engine::scores(const Batch& batch, const at::Tensor& logits) const {
+    const int64_t count = batch.scored_tokens.size(0);
+    if (count == 0) return {};
+    return log_probabilities(logits.narrow(0, logits.size(0) - count, count), batch.scored_tokens, kernels_);
+}
+
+void Engine::commit(const std::vector<Work>& work) {
     ++num_steps_;
-    std::map<Call*, bool> calls;  // in this step, and whether it computed prompt tokens of theirs
+    std::set<Call*> calls;
     for (const Work& part : work) {
-        num_computed_tokens_ += part.count;
-        calls[part.sequence->call] |= part.start < part.sequence->prompt_length;
+        num_computed_tokens_ += part.count + static_cast<int64_t>(part.drafts.size());
+        calls.insert(part.sequence->call);
         scheduler_.computed(part);
     }
-    for (const auto& [call, in_prompt] : calls) {
-        ++call->num_steps;
-        (in_prompt ? call->prefill_seconds : call->decode_seconds) += seconds;
-    }
-    for (size_t i = 0; i < results.samples.size(); ++i) accept(*batch.sampled[i], results.samples[i]);
-    accept_scores(work, results.scores);
+    for (Call* call : calls) ++call->num_steps;
+}
+
+// `seconds` of a step, to the calls that have `work` in it.
+void Engine::charge(const std::vector<Work>& work, double seconds) {
+    std::map<Call*, bool> calls;  // and whether the step computed prompt tokens of theirs
+    for (const Work& part : work) calls[part.sequence->call] |= part.start < part.sequence->prompt_length;
+    for (const auto& [call, in_prompt] : calls) (in_prompt ? call->prefill_seconds : call->decode_seconds) += seconds;
 }
 
 // `scores` in the order of Batch::scored_tokens.
-void Engine::accept_scores(const std::vector<Work>& work, const std::vector<float>& scores) {
+void Engine::accept_scores(const std::vector<Work>& work, const Batch& batch, const std::vector<float>& scores) {
     auto next = scores.begin();
-    for (const Work& part : work) {
-        Sequence& sequence = *part.sequence;
-        if (!sequence.scored) continue;
-        const auto end = next + part.count;
-        const bool failed = std::any_of(next, end, [](float logprob) { return std::isnan(logprob); });
-        sequence.logprobs.resize(part.start);  // after a preemption they come again
-        sequence.logprobs.insert(sequence.logprobs.end(), next, end);
-        next = end;
-        if (failed) {
-            sequence.error = explain(kNotFinite);
-            sequence.logprobs.clear();  // how many come before the first NaN depends on the chunks
+    for (const auto& [sequence, span] : batch.scored) {
+        const auto begin = next, end = next += span.count;
+        std::vector<float>& logprobs = *sequence->prompt_logprobs;
+        if (std::any_of(begin, end, [](float logprob) { return std::isnan(logprob); })) {
+            sequence->error = explain(kNotFinite);
+            finish(*sequence, FinishReason::error);
+            continue;  // how many were scored before depends on the chunks; Sequence::all_prompt_logprobs gives none
         }
-        const FinishReason reason = failed ? FinishReason::error : reason_to_stop(sequence);
-        if (reason != FinishReason::none) finish(sequence, reason);
+        // Without a cache to share, copies may have been given the same positions in one step.
+        logprobs.resize(std::max(logprobs.size(), static_cast<size_t>(span.first + span.count)));
+        std::copy(begin, end, logprobs.begin() + span.first);
+    }
+    for (const Work& part : work) {
+        if (!part.sequence->scored || part.sequence->finished()) continue;
+        const FinishReason reason = reason_to_stop(*part.sequence);
+        if (reason != FinishReason::none) finish(*part.sequence, reason);
+    }
+}
+
+void Engine::accept(const Rounds& rounds, const std::vector<Sample>& samples) {
+    for (size_t i = 0; i < samples.size(); ++i) {
+        Sequence& sequence = *rounds.sequences()[i];
+        // Finished: its prompt could not be scored. Cancelled: whoever did that has read what there is.
+        if (!sequence.finished() && !sequence.call->cancelled) accept(sequence, samples[i]);
     }
 }
 
@@ -399,8 +474,12 @@ void Engine::accept(Sequence& sequence, const Sample& sample) {
         sequence.logprobs.push_back(sample.logprob);
         sequence.processed_logprobs.push_back(sample.processed_logprob);
     }
+    if (sample.raw) sequence.raw_reports.append(*sample.raw);
+    if (sample.processed) sequence.processed_reports.append(*sample.processed);
     const FinishReason reason = reason_to_stop(sequence);
-    if (reason != FinishReason::none) finish(sequence, reason);
+    if (reason == FinishReason::none) return;
+    trim(sequence, reason);
+    finish(sequence, reason);
 }
 
 std::string Engine::explain(int64_t no_token) const {
@@ -416,6 +495,7 @@ std::string Engine::explain(int64_t no_token) const {
 
 void Engine::finish(Sequence& sequence, FinishReason reason) {
     sequence.finish_reason = reason;
+    sequence.repetition.reset();  // its memory
     scheduler_.remove(sequence);
     --sequence.call->num_unfinished;
 }

@@ -8,6 +8,7 @@
 
 #include "decoder.h"
 #include "kv_cache.h"
+#include "rounds.h"
 #include "sampler.h"
 #include "scheduler.h"
 #include "weights.h"
@@ -21,6 +22,8 @@ struct Request {
     std::vector<uint64_t> seeds;                // one a row of the result
     int64_t max_running = 256;
     bool want_logprobs = false;
+    std::shared_ptr<const TokenBytes> token_bytes;  // null: no texts are made
+    std::vector<int64_t> max_new_tokens;            // one a prompt, in place of the config's; empty: the config's
 };
 
 // A row of Engine::score.
@@ -84,17 +87,14 @@ private:
     void wait_for_step(std::unique_lock<std::mutex>& lock, const Poll& poll);
 
     void step(std::unique_lock<std::mutex>& lock, const Poll& poll);
-    // What a step gives: a token for each of Batch::sampled, a log-probability for each of Batch::scored_tokens.
-    struct Results {
-        std::vector<Sample> samples;
-        std::vector<float> scores;
-    };
-
     void admit(const std::shared_ptr<Call>& call, const Poll& poll);
-    Results compute(const std::vector<Work>& work, const Batch& batch, const Poll& poll);
-    void commit(const std::vector<Work>& work, const Batch& batch, const Results& results, double seconds);
+    std::vector<Sample> sample(const Rounds& rounds, const at::Tensor& logits);
+    std::vector<float> scores(const Batch& batch, const at::Tensor& logits) const;
+    void commit(const std::vector<Work>& work);
+    void charge(const std::vector<Work>& work, double seconds);
+    void accept(const Rounds& rounds, const std::vector<Sample>& samples);
     void accept(Sequence& sequence, const Sample& sample);
-    void accept_scores(const std::vector<Work>& work, const std::vector<float>& scores);
+    void accept_scores(const std::vector<Work>& work, const Batch& batch, const std::vector<float>& scores);
     void finish(Sequence& sequence, FinishReason reason);
     void remove_ended_calls();
     void grow_cache(const Call& added);

@@ -35,11 +35,20 @@ SampleRow row_of(const Sequence& sequence, int64_t vocab) {
 
 }  // namespace
 
+void Sampler::want_reports(const Sequence& sequence, SampleRow& row) {
+    const GenerationConfig& config = *sequence.config;
+    if (config.top_logprobs == 0 && !config.entropy) return;
+    if (config.reports_raw()) row.raw = reports_.add(config.top_logprobs, config.entropy);
+    if (config.reports_processed()) row.processed = reports_.add(config.top_logprobs, config.entropy);
+}
+
 std::vector<Sample> Sampler::sample(const at::Tensor& logits, const std::vector<Sequence*>& sequences) {
     bool want_logprobs = false;
     rows_.clear();
+    reports_.reset();
     for (const Sequence* sequence : sequences) {
         rows_.push_back(row_of(*sequence, logits.size(1)));
+        want_reports(*sequence, rows_.back());
         want_logprobs |= sequence->call->want_logprobs;
     }
     std::vector<Sample> samples(sequences.size());

@@ -5,11 +5,14 @@
 #include <string>
 #include <vector>
 
+#include "repetition_guard.h"
+#include "reports.h"
+#include "row_text.h"
 #include "token_edits.h"
 
 namespace demiurgic {
 
-enum class FinishReason { none, eos, stop, length, error, cancelled };
+enum class FinishReason { none, eos, stop, length, error, cancelled, repetition };
 
 const char* name_of(FinishReason reason);
 
@@ -20,7 +23,7 @@ struct SharedPrompt;
 int64_t max_tokens_of(int64_t prompt_length, const GenerationConfig& config);
 
 // One row of a generation: its tokens, how many of them are in the cache, and why it stopped. Or a row that is scored: its
-// tokens are given, nothing is generated, and `logprobs` is of all tokens but the first.
+// tokens are given, nothing is generated, and only `prompt_logprobs` are wanted.
 struct Sequence {
     Sequence(std::vector<int64_t> prompt, std::shared_ptr<const GenerationConfig> config, uint64_t seed);
 
@@ -30,8 +33,24 @@ struct Sequence {
     int64_t num_generated() const { return size() - prompt_length; }
     bool finished() const { return finish_reason != FinishReason::none; }
 
-    // Appends one generated token and keeps the edits up to date.
+    // The first of the positions [start, end) from which the next token of the prompt is still to be scored, and how many
+    // there are. Whoever computes the prompt scores it, once.
+    struct Span {
+        int64_t first, count;
+    };
+    Span unscored(int64_t start, int64_t end) const;
+    // Of all the prompt's tokens but the first; none where they are not wanted or not all known.
+    std::vector<float> all_prompt_logprobs() const;
+
+    // Appends one generated token and keeps the edits, the text and the guard up to date.
     void append(int64_t token);
+
+    // Takes back all generated tokens, and what is known of them, but the first so many.
+    void keep(int64_t num_generated);
+
+    // So many of the generated tokens, and bytes of their text, stay, whatever comes.
+    int64_t settled_tokens() const;
+    int64_t settled_bytes() const;
 
     std::vector<int64_t> tokens;  // the prompt, then what was generated
     const int64_t prompt_length;
@@ -42,11 +61,19 @@ struct Sequence {
 
     TokenEdits edits;  // of the logits of the next token
 
+    std::unique_ptr<RowText> text;                // null without a tokenizer
+    std::unique_ptr<RepetitionGuard> repetition;  // null where stop_on_repetition is off
+
     int64_t num_cached = 0;       // the first so many tokens have their keys and values in `blocks`
     std::vector<int32_t> blocks;  // cache blocks, in order of position
 
-    std::vector<float> logprobs;            // of generated tokens, or those that are scored, by the model
+    // Of the prompt's tokens but the first, by the model, as far as they are known; shared by the copies of a prompt. Null:
+    // they are not wanted.
+    std::shared_ptr<std::vector<float>> prompt_logprobs;
+    std::vector<float> logprobs;            // of generated tokens, by the model
     std::vector<float> processed_logprobs;  // of generated tokens, by what the options left
+    Reports raw_reports;                    // of the positions of generated tokens, where they are wanted
+    Reports processed_reports;
 
     FinishReason finish_reason = FinishReason::none;
     std::string error;  // where finish_reason is error

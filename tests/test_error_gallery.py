@@ -22,22 +22,28 @@ import torch.distributed as dist
 from models import fixed_logits_model, tiny_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
-from tokenizers import models
+from tokenizers import decoders, models
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations
+from transformers import TextStreamer
 
 import demiurgic
 from demiurgic import (
+    _C,
     DemiurgicConfig,
     DemiurgicForCausalLM,
     DemiurgicModel,
     GenerationConfig,
     cli,
     generate,
+    html_view,
     score,
+    show,
+    stream,
+    text,
 )
 from demiurgic.loading import SHIPPED_MODELS
 from demiurgic.tokenizer import Tokenizer
@@ -270,6 +276,12 @@ def without_special_tokens() -> Tokenizer:
     return Tokenizer("plain")
 
 
+def word_pieces() -> Backend:
+    backend = Backend(models.WordPiece({"a": 0}))
+    backend.decoder = decoders.WordPiece()
+    return backend
+
+
 def shipped_tokenizer_with_config(text: str) -> None:
     shutil.copy(SHIPPED_MODELS["tiny"] / "tokenizer.json", "tokenizer.json")
     Path("config.json").write_text(text)
@@ -308,6 +320,11 @@ GALLERY: dict[str, list[Snippet]] = {
         options(logit_bias=[5]),
         options(logit_bias={"a": 1}),
         options(seed=1.5),
+        options(stop=b"end"),
+        options(stop=["a", 5]),
+        options(stop_at=True),
+        options(top_logprobs_mode=1),
+        options(top_logprobs_mode=None),
     ],
     "Value out of range": [
         options(max_new_tokens=-1),
@@ -329,7 +346,14 @@ GALLERY: dict[str, list[Snippet]] = {
         options(logit_bias={-1: 2.0}),
         options(logit_bias={1: -INF}),
         options(seed=-1),
+        options(top_logprobs=1001),
+        options(top_logprobs_mode="cooked"),
         options(max_new_tokens=2**63),
+        options(stop=["a", ""]),
+        options(stop="\ud800"),
+        options(stop_at="method"),
+        options(stop_on_repetition=1),
+        options(repetition_min_tokens=0),
     ],
     "Options that contradict each other": [
         options(max_new_tokens=None),
@@ -356,6 +380,36 @@ GALLERY: dict[str, list[Snippet]] = {
         call(return_dict_in_generate="yes"),
         call(progress=1),
         call(max_runing=8),
+    ],
+    "Options that look at text": [
+        call(stop="a"),
+        call(stop_at="function"),
+        call(stop="a", stop_strings="a"),
+        call(max_new_tokens="auto"),
+        call([[1] * 256], max_new_tokens="auto", tokenizer=_C.TokenBytes(["a"] * 97, [], "raw")),
+        call(stop="a", tokenizer="gpt2"),
+        lambda: call(stop="a", tokenizer=word_pieces())(),
+    ],
+    "Helpers of demiurgic.text": [
+        lambda: text.extract_first_code_block(b"x"),  # type: ignore[arg-type]
+        lambda: text.suggest_max_new_tokens("x", "file"),
+        lambda: text.repetition_score([1], 0),
+        lambda: text.repetition_score([1], 1.5),  # type: ignore[arg-type]
+        lambda: text.repetition_score(5),
+    ],
+    "Numbers that would not be returned": [
+        call(top_logprobs=5),
+        call(prompt_logprobs=True),
+        call(entropy=True),
+        command('demiurgic generate "x" --top-logprobs 3'),
+    ],
+    "Streams and streamers": [
+        lambda: stream(tiny_model(), [1, 2], tokenizer="tiny"),
+        lambda: stream(tiny_model(), [1, 2]).result(),
+        lambda: show(stream(tiny_model(), [1, 2])),
+        call(streamer="yes"),
+        call([[1], [2]], streamer=TextStreamer(Tokenizer(SHIPPED_MODELS["tiny"]))),
+        lambda: html_view(list(stream(tiny_model(), [1, 2], max_new_tokens=1)), Tokenizer(SHIPPED_MODELS["tiny"])),  # type: ignore[arg-type]
     ],
     # prompts and masks
     "Prompts of a wrong form": [

@@ -30,6 +30,16 @@ class _AllButMaxNewTokens(TypedDict, total=False):
     stop_token_ids: list[int] | None
     seed: int | list[int] | None
     use_cache: bool
+    stop: str | list[str] | None
+    include_stop: bool
+    stop_at: str | None
+    stop_on_repetition: int | None
+    repetition_min_tokens: int
+    trim_repetition: bool
+    top_logprobs: int | None
+    top_logprobs_mode: str
+    prompt_logprobs: bool
+    entropy: bool
 
 class _Options(_AllButMaxNewTokens, total=False):
     max_new_tokens: int | None
@@ -66,6 +76,16 @@ class GenerationConfig:
     stop_token_ids: list[int] | None
     seed: int | list[int] | None
     use_cache: bool
+    stop: str | list[str] | None
+    include_stop: bool
+    stop_at: str | None
+    stop_on_repetition: int | None
+    repetition_min_tokens: int
+    trim_repetition: bool
+    top_logprobs: int | None
+    top_logprobs_mode: str
+    prompt_logprobs: bool
+    entropy: bool
 
     def __init__(self, **options: Unpack[_Options]) -> None: ...
     def __eq__(self, other: object) -> bool: ...
@@ -142,6 +162,34 @@ class Weights:
     def __init__(self, config: ModelConfig, parameters: Mapping[str, Tensor]) -> None:
         """References to the live parameters by Hugging Face's names of Llama, never copies."""
 
+class TokenBytes:
+    def __init__(
+        self, tokens: Sequence[str], special: Sequence[int], spelling: str, leading_blank: str = "kept"
+    ) -> None:
+        """The bytes that each token stands for.
+
+        `tokens`: as the vocabulary spells them, by id, "" where there is none. `special`: ids without bytes.
+        `spelling`: byte_level | pieces | byte_fallback | raw. `leading_blank`: kept | one_dropped | token_dropped, at a
+        text's beginning.
+        """
+    def of(self, token: int) -> bytes:
+        """The bytes of one token; none of a special one and of an id outside the vocabulary."""
+    def __len__(self) -> int: ...
+
+class Replay:
+    def __init__(self, prompt: Sequence[int], config: GenerationConfig, token_bytes: TokenBytes | None = None) -> None:
+        """A row that is given its tokens instead of generating them: where it ends, and why."""
+    def append(self, token: int) -> str:
+        """Takes the next token; returns why the row has ended, or none. Raises ValueError where it had ended."""
+    @property
+    def tokens(self) -> list[int]: ...
+    @property
+    def text(self) -> bytes: ...
+    @property
+    def settled(self) -> tuple[int, int]: ...
+    @property
+    def stopped_by(self) -> str | int | None: ...
+
 class Request:
     seeds: list[int]
     def __init__(
@@ -152,8 +200,10 @@ class Request:
         seeds: Sequence[int],
         max_running: int,
         want_logprobs: bool,
+        token_bytes: TokenBytes | None = None,
+        max_new_tokens: Sequence[int] = [],
     ) -> None:
-        """What a call asks for; one seed a row, 0 to 2**64 - 1."""
+        """What a call asks for; one seed a row, 0 to 2**64 - 1; one of max_new_tokens a prompt, or none."""
 
 @final
 class Call:
@@ -168,13 +218,26 @@ class Call:
     def tokens(self, row: int, start: int = 0) -> list[int]:
         """The generated ids of a row from the start-th on."""
     def finish_reason(self, row: int) -> str:
-        """none | eos | stop | length | error | cancelled"""
+        """none | eos | stop | length | repetition | error | cancelled"""
+    def text(self, row: int, start: int = 0) -> bytes:
+        """UTF-8 of the generated text of a row from the start-th byte on, as far as it stays; empty without
+        token_bytes."""
+    def settled(self, row: int) -> tuple[int, int]:
+        """How many of the generated ids of a row, and bytes of their text, stay, whatever comes."""
+    def stopped_by(self, row: int) -> str | int | None:
+        """The stop string, the value of stop_at or the stop id that has ended a row; else None."""
     def error(self, row: int) -> str:
         """The message where the finish reason is error, else an empty string."""
-    def logprobs(self, row: int) -> list[float]:
-        """Natural logs of the generated ids' probabilities by the model; empty unless they were asked for."""
-    def processed_logprobs(self, row: int) -> list[float]:
+    def logprobs(self, row: int, start: int = 0) -> list[float]:
+        """Natural logs of the probabilities of the generated ids from the start-th on by the model; empty unless they
+        were asked for."""
+    def processed_logprobs(self, row: int, start: int = 0) -> list[float]:
         """The same by what the options left of the distribution."""
+    def prompt_logprobs(self, row: int) -> list[float]:
+        """Of the prompt's tokens but the first; empty unless they were asked for and are all known."""
+    def reports(self, row: int, processed: bool, start: int = 0) -> tuple[list[int], list[float], list[float]]:
+        """Of the distributions at the generated ids from the start-th on: the top ids and their log-probabilities, k
+        after k, and the entropies; each empty unless it was asked for."""
     def timings(self) -> dict[str, float]:
         """Seconds in steps with prompt tokens of this call (prefill) and in its other steps (decode)."""
 

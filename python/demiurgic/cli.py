@@ -13,7 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,11 +26,13 @@ from rich.text import Text
 
 from demiurgic import _C, __version__
 from demiurgic import info as installation
-from demiurgic.cli_options import OPTIONS, preset_named, read_options, with_options
-from demiurgic.engine import Generation, GenerationOutput
+from demiurgic.cli_options import DEFAULTS, OPTIONS, flag_name, preset_named, read_options, with_options
+from demiurgic.engine import Generation
 from demiurgic.loading import SHIPPED_MODELS, load, model_folder
 from demiurgic.model import DemiurgicForCausalLM
-from demiurgic.text_stream import TextStream
+from demiurgic.output import GenerationError, GenerationOutput
+from demiurgic.printable import printable
+from demiurgic.streaming import Stream, known_or_none
 from demiurgic.tokenizer import Tokenizer
 
 app = typer.Typer(
@@ -181,7 +183,7 @@ def _prepare(
     shipped = model_name in SHIPPED_MODELS
     if preset is None:
         preset = "completion_fim" if suffix is not None else "balanced_code" if shipped else None
-    config = (_C.GenerationConfig() if preset is None else preset_named(preset)).replace(**options)
+    config = (_C.GenerationConfig() if preset is None else preset_named(preset)).replace(**DEFAULTS | options)
     text = _read_input() if prompt == "-" else prompt
     model, tokenizer = load(model_name, device=device, dtype=dtype)
     if suffix is None:
@@ -209,10 +211,14 @@ def _within_context(config: _C.GenerationConfig, room: int) -> _C.GenerationConf
 
 def _run(job: _Job, as_json: bool) -> None:
     """Generates and prints; Ctrl-C ends the generation, and what there is by then is printed all the same."""
+    if not as_json:
+        _refuse_what_a_text_cannot_show(job.config)
     rows = job.config.num_return_sequences
     streaming = rows == 1 and not as_json
     interrupted = False
-    with Generation(job.model, [job.ids], config=job.config) as generation:
+    # Text is cut where it has to be; what only passes through may have any tokenizer.
+    tokenizer = job.tokenizer if job.config.stop or job.config.stop_at else known_or_none(job.tokenizer)
+    with Generation(job.model, [job.ids], config=job.config, tokenizer=tokenizer) as generation:
         try:
             if streaming:
                 _stream(generation, job)
@@ -236,18 +242,19 @@ def _run(job: _Job, as_json: bool) -> None:
         print(_dim(_summary(result, 0, speed=True), sys.stderr), file=sys.stderr)
 
 
+def _refuse_what_a_text_cannot_show(config: _C.GenerationConfig) -> None:
+    for name in ("top_logprobs", "prompt_logprobs", "entropy"):
+        if getattr(config, name):
+            raise ValueError(f"{flag_name(name)} asks for numbers, which are printed with --json only; add --json.")
+
+
 def _stream(generation: Generation, job: _Job) -> None:
     """Prints prompt, completion as it comes and suffix; on a terminal the given text is dim."""
-    tokens, stream = 0, TextStream(job.tokenizer)
     last = _write(job.prompt, given=True)
     try:
-        under_way = True
-        while under_way:
-            under_way = generation.advance()
-            new = generation.tokens(0, tokens)
-            tokens += len(new)
-            last = _write(stream.feed(new)) or last
-        last = _write(stream.end()) or last
+        with suppress(GenerationError):  # _run tells the errors of rows
+            for event in Stream(generation, job.tokenizer):
+                last = _write(event.text or "") or last
         last = _write(job.suffix or "", given=True) or last
     finally:
         if sys.stdout.isatty() and not last.endswith("\n"):
@@ -286,10 +293,6 @@ def _show_progress(generation: Generation, job: _Job) -> None:
 
 # ---- what is printed ------------------------------------------------------------------------------------------------
 
-# Control characters could change the terminal's state; shown are their pictures.
-_VISIBLE = {c: 0x2400 + c for c in range(32) if chr(c) not in "\t\n"} | {0x7F: 0x2421}
-_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-
 
 def _prepare_output() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -302,7 +305,7 @@ def _prepare_output() -> None:
 def _write(text: str, given: bool = False) -> str:
     """Puts text on standard output at once: as it is, or made safe for a terminal, dim if it is the user's own."""
     if sys.stdout.isatty():
-        shown = text.translate(_VISIBLE)
+        shown = printable(text)
         sys.stdout.write(_dim(shown, sys.stdout) if given and text else shown)
     else:
         sys.stdout.write(text)
@@ -331,8 +334,11 @@ def _summary(result: GenerationOutput, row: int, speed: bool = False) -> str:
 
 def _texts(job: _Job, result: GenerationOutput) -> list[str]:
     """Prompt, completion and suffix of each row."""
-    completions = (job.tokenizer.decode(ids) for ids in result.completions)
-    return [job.prompt + completion + (job.suffix or "") for completion in completions]
+    return [job.prompt + completion + (job.suffix or "") for completion in _completions(job, result)]
+
+
+def _completions(job: _Job, result: GenerationOutput) -> list[str]:
+    return result.texts or [job.tokenizer.decode(ids) for ids in result.completions]
 
 
 def _report(job: _Job, result: GenerationOutput) -> dict[str, Any]:
@@ -346,15 +352,37 @@ def _report(job: _Job, result: GenerationOutput) -> dict[str, Any]:
         "options": {name: getattr(job.config, name) for name in OPTIONS},
         "prompt": job.prompt,
         "suffix": job.suffix,
-        "completions": [job.tokenizer.decode(ids) for ids in result.completions],
+        "completions": _completions(job, result),
         "texts": _texts(job, result),
         "finish_reasons": result.finish_reasons,
+        "stop_reasons": result.stop_reasons,
         "errors": result.errors,
         "prompt_tokens": result.prompt_lengths[0],
         "completion_tokens": result.lengths,
         "seeds": result.seeds,
         "timings": result.timings,
+        **_numbers(result),
     }
+
+
+def _numbers(result: GenerationOutput) -> dict[str, Any]:
+    """What top_logprobs, entropy and prompt_logprobs tell, each row as long as it is; null for nan."""
+    fields: dict[str, Any] = {}
+    for prefix in ("", "processed_"):
+        for name in ("top_logprobs", "top_logprob_ids", "entropies"):
+            values = getattr(result, prefix + name)
+            if values is not None:
+                rows = zip(values.tolist(), result.lengths, strict=True)
+                fields[prefix + name] = [_without_nan(row[:length]) for row, length in rows]
+    if result.prompt_logprobs is not None:
+        fields["prompt_logprobs"] = _without_nan(result.prompt_logprobs.tolist())
+    return fields
+
+
+def _without_nan(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_without_nan(value) for value in values]
+    return None if values != values else values
 
 
 # ---- the other commands ---------------------------------------------------------------------------------------------

@@ -6,69 +6,24 @@ import difflib
 import operator
 import threading
 import weakref
-from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
 from demiurgic import _C
+from demiurgic.auto_length import auto_lengths, take_auto_length
 from demiurgic.caller import warn_caller
 from demiurgic.live_weights import live_weights, unwrap
+from demiurgic.output import GenerationOutput, ScoreError
 from demiurgic.progress import ProgressBar
 from demiurgic.prompts import Prompts, read_prompts
+from demiurgic.reports import event_numbers, read_prompt_logprobs, read_reports, refuse_unreturned
+from demiurgic.streamer import StreamerFeed, check_streamer
+from demiurgic.token_bytes import token_bytes
 
-_DEFAULT_MAX_RUNNING = 256
-_DEFAULT_STEP_TOKENS = 512
-
-
-@dataclass
-class GenerationOutput:
-    """What a call of generate made. Rows are prompt-major: the copies of a prompt follow each other.
-
-    Attributes:
-        sequences: int64 [B * n, T + new], padded on the left and after each row's end; `[:, T:]` are the completions.
-        completions: the generated ids of each row, its EOS or stop id included, no padding.
-        prompt_lengths: tokens of each row's prompt, without padding.
-        lengths: generated tokens of each row.
-        finish_reasons: eos | stop | length | error | cancelled, of each row.
-        errors: the message where the reason is error, else None.
-        logprobs: float32 [B * n, new], natural log of each token's probability by the model's raw logits; nan after the
-            end.
-        processed_logprobs: the same by what the options left of the distribution.
-        seeds: each row's 64-bit seed; the row alone with `seed=[it]` draws the same tokens.
-        timings: prefill and decode in seconds, tokens_per_second over both.
-    """
-
-    sequences: Tensor
-    completions: list[list[int]]
-    prompt_lengths: list[int]
-    lengths: list[int]
-    finish_reasons: list[str]
-    errors: list[str | None]
-    logprobs: Tensor
-    processed_logprobs: Tensor
-    seeds: list[int]
-    timings: dict[str, float]
-
-
-class GenerationError(RuntimeError):
-    """A row ended in an error; the others are finished. `result` is the whole GenerationOutput."""
-
-    def __init__(self, message: str, result: GenerationOutput) -> None:
-        super().__init__(message)
-        self.result = result
-
-
-class ScoreError(RuntimeError):
-    """The model gave a row logits that are no distribution; the others are finished.
-
-    `result` is what score would have returned, with nan in all of that row.
-    """
-
-    def __init__(self, message: str, result: Tensor) -> None:
-        super().__init__(message)
-        self.result = result
+DEFAULT_MAX_RUNNING = 256
+DEFAULT_STEP_TOKENS = 512
 
 
 def generate(
@@ -79,9 +34,11 @@ def generate(
     generation_config: _C.GenerationConfig | None = None,
     return_dict_in_generate: bool = False,
     progress: bool = False,
-    max_running: int = _DEFAULT_MAX_RUNNING,
+    streamer: Any = None,
+    max_running: int = DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
-    max_step_tokens: int = _DEFAULT_STEP_TOKENS,
+    max_step_tokens: int = DEFAULT_STEP_TOKENS,
+    tokenizer: Any = None,
     **options: Any,
 ) -> Tensor | GenerationOutput:
     """Continues prompts with the weights that `model` has now.
@@ -98,10 +55,17 @@ def generate(
         return_dict_in_generate: return a GenerationOutput.
         progress: show a bar of finished rows and tokens a second on standard error or in the notebook; nothing is shown
             where standard error is no terminal.
+        streamer: an object with Hugging Face's protocol for streams, as its TextStreamer: it gets the prompt, then each
+            token, by `put`, and `end()` when the generation ends, also by an exception. For one row only.
         max_running: most rows that are computed at a time, 1 or more; the others wait.
         cache_bytes: most memory of the key/value cache in bytes. None: nine tenths of what is free on the device.
         max_step_tokens: most prompt tokens computed at a time, 1 or more; longer prompts go in chunks.
-        options: any option of GenerationConfig by name.
+        tokenizer: the model's, for `texts` of the result and for the options that look at text (stop, stop_at,
+            max_new_tokens="auto"): this package's, a tokenizers.Tokenizer, a fast one of transformers or a
+            tiktoken.Encoding. What is known of its tokens is made once for each tokenizer object.
+        options: any option of GenerationConfig by name. `stop_strings` is another name of `stop`.
+            `max_new_tokens="auto"` gives each prompt what demiurgic.text.suggest_max_new_tokens says of it, within the
+            context that is left.
 
     Returns:
         int64 [B * num_return_sequences, T + new] on the device of `input_ids` (of the model for lists), padded on the
@@ -117,25 +81,31 @@ def generate(
     """
     _check_flag("return_dict_in_generate", return_dict_in_generate)
     _check_flag("progress", progress)
+    auto_length = take_auto_length(options)
+    config = merged(generation_config, options)
+    if not return_dict_in_generate:
+        refuse_unreturned(config)
     generation = Generation(
         model,
         input_ids,
         attention_mask,
-        config=merged(generation_config, options),
+        config=config,
+        tokenizer=tokenizer,
+        auto_length=auto_length,
         want_logprobs=return_dict_in_generate,
         max_running=max_running,
         cache_bytes=cache_bytes,
         max_step_tokens=max_step_tokens,
+        streamer=streamer,
     )
-    with generation, ProgressBar(generation, progress) as bar:
+    with generation, ProgressBar(generation, progress) as bar, StreamerFeed(generation, streamer) as feed:
         while generation.advance():
             bar.update()
+            feed.update()
     result = generation.result()
     if return_dict_in_generate:
         return result
-    for row, error in enumerate(result.errors):
-        if error is not None:
-            raise GenerationError(f"Row {row} ended in an error: {error}", result)
+    result.raise_errors()
     return result.sequences
 
 
@@ -144,9 +114,9 @@ def score(
     input_ids: Any,
     attention_mask: Any = None,
     *,
-    max_running: int = _DEFAULT_MAX_RUNNING,
+    max_running: int = DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
-    max_step_tokens: int = _DEFAULT_STEP_TOKENS,
+    max_step_tokens: int = DEFAULT_STEP_TOKENS,
 ) -> Tensor:
     """How probable `model` finds given tokens, with the weights that it has now.
 
@@ -193,6 +163,10 @@ def score(
 
 def merged(config: _C.GenerationConfig | None, options: dict[str, Any]) -> _C.GenerationConfig:
     """A copy of `config`, or of the defaults, with `options` on top."""
+    if "stop_strings" in options:  # Hugging Face's name
+        if "stop" in options:
+            raise TypeError("stop and stop_strings are the same option; give one of them.")
+        options = {("stop" if name == "stop_strings" else name): value for name, value in options.items()}
     _check_names(options)
     if config is None:
         return _C.GenerationConfig(**options)
@@ -215,25 +189,36 @@ class Generation:
         *,
         config: _C.GenerationConfig,
         want_logprobs: bool = False,
-        max_running: int = _DEFAULT_MAX_RUNNING,
+        max_running: int = DEFAULT_MAX_RUNNING,
         cache_bytes: int | None = None,
-        max_step_tokens: int = _DEFAULT_STEP_TOKENS,
+        max_step_tokens: int = DEFAULT_STEP_TOKENS,
+        streamer: Any = None,
+        tokenizer: Any = None,
+        auto_length: bool = False,
     ) -> None:
         _check_limits(max_running, cache_bytes, max_step_tokens)
         module = unwrap(model)
         config = _resolved(config, module.config)
         self.prompts = _prompts(input_ids, attention_mask, config, module.config)
+        self._config = config
         self.copies: int = config.num_return_sequences
+        check_streamer(streamer, num_rows=len(self.prompts.ids) * self.copies)
         self._pad = _padding_id(config)
         self._want_logprobs = want_logprobs
         self._engine = _engine_for(module, live_weights(module), cache_bytes, max_step_tokens)
         num_prompts = len(self.prompts.ids)
+        self._token_bytes = None if tokenizer is None else token_bytes(tokenizer)
+        lengths: list[int] = []
+        if auto_length:
+            lengths = auto_lengths(self.prompts.ids, self._token_bytes, config, module.config)
         request = _C.Request(
             prompts=self.prompts.ids,
             config=config,
             seeds=_seeds(config, num_prompts, drawn=0),
             max_running=max_running,
             want_logprobs=want_logprobs,
+            token_bytes=self._token_bytes,
+            max_new_tokens=lengths,
         )
         if config.seed is None and _samples(config):
             self._engine.check(request)  # a refused call must not draw from the user's generator
@@ -241,7 +226,8 @@ class Generation:
         self.seeds = request.seeds
         self._call = self._engine.add(request)
         self._device = self.prompts.device or next(module.parameters()).device
-        _warn_of_growth(self.prompts.ids, config, module.config)
+        if not auto_length or config.max_length is not None:
+            _warn_of_growth(self.prompts.ids, config, module.config)
 
     @property
     def num_rows(self) -> int:
@@ -255,15 +241,51 @@ class Generation:
         """The generated ids of a row from the `start`-th on, so far."""
         return self._call.tokens(row, start)
 
+    def settled(self, row: int) -> tuple[int, int]:
+        """How many of the generated ids of a row, and bytes of their text, stay, whatever comes.
+
+        The others are part of what may become a stop string, or a cycle that is trimmed, and may be taken back.
+        """
+        return self._call.settled(row)
+
+    def text(self, row: int, start: int = 0) -> bytes:
+        """UTF-8 of a row's generated text from the `start`-th byte on, as far as it is settled; needs a tokenizer."""
+        return self._call.text(row, start)
+
     def finish_reason(self, row: int) -> str:
-        """none while the row is under way, else eos | stop | length | error | cancelled."""
+        """none while the row is under way, else eos | stop | length | repetition | error | cancelled."""
         return self._call.finish_reason(row)
+
+    def stop_reason(self, row: int) -> str | int | None:
+        """The stop string, the value of stop_at or the stop id that ended the row."""
+        return self._call.stopped_by(row)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a tokenizer whose bytes are known, and so `text`."""
+        return self._token_bytes is not None
+
+    def error(self, row: int) -> str | None:
+        """The message where the row ended in an error."""
+        return self._call.error(row) or None
+
+    def timings(self) -> dict[str, float]:
+        """Seconds so far: prefill and decode."""
+        return self._call.timings()
+
+    def numbers(self, row: int, start: int, count: int) -> dict[str, Any]:
+        """Log-probabilities, and what else the options ask for, of `count` generated tokens from the `start`-th on."""
+        return event_numbers(self._call, self._config, row, start, count)
+
+    def cancel(self) -> None:
+        """Ends the rows that are under way."""
+        self._call.cancel()
 
     def __enter__(self) -> Generation:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._call.cancel()
+        self.cancel()
 
     def result(self) -> GenerationOutput:
         """What has been generated; to be asked once the call is finished or cancelled."""
@@ -289,7 +311,19 @@ class Generation:
             processed_logprobs=self._padded([self._call.processed_logprobs(row) for row in rows], new),
             seeds=self.seeds,
             timings={**timings, "tokens_per_second": sum(lengths) / seconds if seconds else 0.0},
+            texts=None if self._token_bytes is None else [self._text(row) for row in rows],
+            stop_reasons=[self.stop_reason(row) for row in rows],
+            prompt_logprobs=self._prompt_logprobs(prompts),
+            **read_reports(self._call, self._config, new, self._device),
         )
+
+    def _text(self, row: int) -> str:
+        return self._call.text(row).decode("utf-8", errors="replace")
+
+    def _prompt_logprobs(self, prompts: list[list[int]]) -> Tensor | None:
+        if not self._config.prompt_logprobs:
+            return None
+        return read_prompt_logprobs(self._call, [len(p) for p in prompts], self.prompts.width, self._device)
 
     def _padded(self, values: list[list[float]], width: int) -> Tensor:
         """float32 [rows, width], nan after the end of each row."""
@@ -320,9 +354,12 @@ _KEYWORDS = (
     "attention_mask",
     "generation_config",
     "return_dict_in_generate",
+    "streamer",
     "max_running",
     "cache_bytes",
     "max_step_tokens",
+    "tokenizer",
+    "stop_strings",
 )
 
 
