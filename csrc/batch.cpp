@@ -19,30 +19,33 @@ at::Tensor on_device(const std::vector<int64_t>& values, at::Device device) {
 }  // namespace
 
 Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device device) {
-    std::vector<int64_t> token_ids, position_ids, slot_ids, last_tokens, followed, scored;
+    std::vector<int64_t> token_ids, position_ids, slot_ids, sampled_from, followed, scored;
     size_t most_blocks = 1;
-    for (const auto& [sequence, start, count] : work) {
-        rows.push_back({static_cast<int64_t>(token_ids.size()), count, start + count});
-        for (int64_t position = start; position < start + count; ++position) {
+    for (const auto& [sequence, start, count, drafts] : work) {
+        const int64_t end = start + count, past_drafts = end + static_cast<int64_t>(drafts.size());
+        rows.push_back({static_cast<int64_t>(token_ids.size()), past_drafts - start, past_drafts});
+        if (end == sequence->size()) {
+            sampled.push_back({sequence, static_cast<int64_t>(sampled_from.size()), drafts});
+            for (int64_t position = end - 1; position < past_drafts; ++position) {
+                sampled_from.push_back(static_cast<int64_t>(token_ids.size()) + position - start);
+            }
+        }
+        for (int64_t position = start; position < past_drafts; ++position) {
             if (sequence->scored) {
                 followed.push_back(static_cast<int64_t>(token_ids.size()));
                 scored.push_back(sequence->tokens[position + 1]);
             }
-            token_ids.push_back(sequence->tokens[position]);
+            token_ids.push_back(position < end ? sequence->tokens[position] : drafts[position - end]);
             position_ids.push_back(position);
             slot_ids.push_back(sequence->blocks[position / block_size] * block_size + position % block_size);
-        }
-        if (start + count == sequence->size()) {
-            sampled.push_back(sequence);
-            last_tokens.push_back(static_cast<int64_t>(token_ids.size()) - 1);
         }
         most_blocks = std::max(most_blocks, sequence->blocks.size());
     }
     tokens = on_device(token_ids, device);
     positions = on_device(position_ids, device);
     slots = on_device(slot_ids, device);
-    last_tokens.insert(last_tokens.end(), followed.begin(), followed.end());
-    logit_rows = on_device(last_tokens, device);
+    sampled_from.insert(sampled_from.end(), followed.begin(), followed.end());
+    logit_rows = on_device(sampled_from, device);
     scored_tokens = on_device(scored, device);
 
     const int64_t num_rows = static_cast<int64_t>(rows.size());

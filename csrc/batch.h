@@ -9,19 +9,27 @@
 
 namespace demiurgic {
 
+// A sequence that gets a token from this step, or several.
+struct SampledRow {
+    Sequence* sequence;
+    int64_t first_logits;  // which of the R rows of logits follows its last token; those of its drafts come after it
+    std::vector<int64_t> drafts;  // that went through the decoder behind its last token
+};
+
 // One step laid out flat: the tokens of all sequences one after the other, without padding. N tokens, S sequences, R rows
-// of logits: one for each of the G sequences that get a new token, then one for each token of scored rows.
+// of logits: those of the G sequences that get a new token, one and one more for each draft; then T, one for each token of
+// scored rows.
 struct Batch {
     Batch(const std::vector<Work>& work, int64_t block_size, at::Device device);
 
-    std::vector<BatchRow> rows;      // S
-    std::vector<Sequence*> sampled;  // G, the sequences that get a token
-    at::Tensor tokens;               // [N] int64
-    at::Tensor positions;            // [N] int64
-    at::Tensor slots;                // [N] int64
-    at::Tensor block_table;          // [S, most blocks] int64
-    at::Tensor logit_rows;           // [R] int64, where in N the tokens stand whose logits are wanted
-    at::Tensor scored_tokens;        // [R - G] int64, what follows the tokens of scored rows
+    std::vector<BatchRow> rows;       // S
+    std::vector<SampledRow> sampled;  // G
+    at::Tensor tokens;                // [N] int64
+    at::Tensor positions;             // [N] int64
+    at::Tensor slots;                 // [N] int64
+    at::Tensor block_table;           // [S, most blocks] int64
+    at::Tensor logit_rows;            // [R] int64, where in N the tokens stand whose logits are wanted
+    at::Tensor scored_tokens;         // [T] int64, what follows the tokens of scored rows
 };
 
 }  // namespace demiurgic

@@ -11,8 +11,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <map>
+#include <set>
 #include <sstream>
 #include <stdexcept>
+#include <utility>
 
 namespace demiurgic {
 
@@ -325,49 +328,80 @@ bool Engine::advance(Call& call, const Poll& poll) {
     return !call.finished();
 }
 
+namespace {
+
+// Seconds since it was made or asked.
+class Stopwatch {
+public:
+    double seconds() {
+        const auto before = std::exchange(last_, std::chrono::steady_clock::now());
+        return std::chrono::duration<double>(last_ - before).count();
+    }
+
+private:
+    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace
+
 void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
     const Stepping stepping(*this, lock);
-    const auto begin = std::chrono::steady_clock::now();
+    Stopwatch watch;
     const std::vector<Work> work = scheduler_.plan();
     lock.unlock();
     const NeutralMode mode(weights_.device());
     cache_.copy(scheduler_.pending_copies());
     scheduler_.pending_copies().clear();
     const Batch batch(work, kBlockSize, weights_.device());
-    const Results results = compute(work, batch, poll);
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    const at::Tensor logits = work.empty() ? at::Tensor() : decoder_.decode(batch, cache_, poll);
+    const std::vector<float> scored = scores(batch, logits);
+    Rounds rounds(batch);
+    std::vector<Sample> samples = sample(rounds, logits);
     lock.lock();
-    commit(work, batch, results, seconds.count());
-}
-
-Engine::Results Engine::compute(const std::vector<Work>& work, const Batch& batch, const Poll& poll) {
-    Results results;
-    if (work.empty()) return results;
-    const at::Tensor logits = decoder_.decode(batch, cache_, poll);
-    const int64_t num_sampled = static_cast<int64_t>(batch.sampled.size()), num_scored = batch.scored_tokens.size(0);
-    if (num_sampled > 0) results.samples = sampler_.sample(logits.narrow(0, 0, num_sampled), batch.sampled);
-    if (num_scored > 0) {
-        results.scores = log_probabilities(logits.narrow(0, num_sampled, num_scored), batch.scored_tokens, kernels_);
+    commit(work);
+    accept_scores(work, scored);
+    accept(rounds, samples);
+    charge(work, watch.seconds());
+    // Whenever the lock is free, what was accepted so far stands as if the step had ended: it may be left at any round.
+    while (rounds.next()) {
+        lock.unlock();
+        samples = sample(rounds, logits);
+        lock.lock();
+        for (Sequence* sequence : rounds.sequences()) scheduler_.draft_accepted(*sequence);
+        accept(rounds, samples);
+        charge(work, watch.seconds());
     }
-    return results;
 }
 
-void Engine::commit(const std::vector<Work>& work, const Batch& batch, const Results& results, double seconds) {
+std::vector<Sample> Engine::sample(const Rounds& rounds, const at::Tensor& logits) {
+    if (rounds.sequences().empty()) return {};
+    return sampler_.sample(rounds.logits(logits), rounds.sequences());
+}
+
+// Of Batch::scored_tokens.
+std::vector<float> Engine::scores(const Batch& batch, const at::Tensor& logits) const {
+    const int64_t count = batch.scored_tokens.size(0);
+    if (count == 0) return {};
+    return log_probabilities(logits.narrow(0, logits.size(0) - count, count), batch.scored_tokens, kernels_);
+}
+
+void Engine::commit(const std::vector<Work>& work) {
     ++num_steps_;
-    std::map<Call*, bool> calls;  // in this step, and whether it computed prompt tokens of theirs
+    std::set<Call*> calls;
     for (const Work& part : work) {
-        num_computed_tokens_ += part.count;
-        calls[part.sequence->call] |= part.start < part.sequence->prompt_length;
+        num_computed_tokens_ += part.count + static_cast<int64_t>(part.drafts.size());
+        calls.insert(part.sequence->call);
         scheduler_.computed(part);
     }
-    for (const auto& [call, in_prompt] : calls) {
-        ++call->num_steps;
-        (in_prompt ? call->prefill_seconds : call->decode_seconds) += seconds;
-    }
-    for (size_t i = 0; i < results.samples.size(); ++i) accept(*batch.sampled[i], results.samples[i]);
-    accept_scores(work, results.scores);
+    for (Call* call : calls) ++call->num_steps;
 }
 
+// `seconds` of a step, to the calls that have `work` in it.
+void Engine::charge(const std::vector<Work>& work, double seconds) {
+    std::map<Call*, bool> calls;  // and whether the step computed prompt tokens of theirs
+    for (const Work& part : work) calls[part.sequence->call] |= part.start < part.sequence->prompt_length;
+    for (const auto& [call, in_prompt] : calls) (in_prompt ? call->prefill_seconds : call->decode_seconds) += seconds;
+}
 // `scores` in the order of Batch::scored_tokens.
 void Engine::accept_scores(const std::vector<Work>& work, const std::vector<float>& scores) {
     auto next = scores.begin();
@@ -386,6 +420,10 @@ void Engine::accept_scores(const std::vector<Work>& work, const std::vector<floa
         const FinishReason reason = failed ? FinishReason::error : reason_to_stop(sequence);
         if (reason != FinishReason::none) finish(sequence, reason);
     }
+}
+
+void Engine::accept(const Rounds& rounds, const std::vector<Sample>& samples) {
+    for (size_t i = 0; i < samples.size(); ++i) accept(*rounds.sequences()[i], samples[i]);
 }
 
 void Engine::accept(Sequence& sequence, const Sample& sample) {

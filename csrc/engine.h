@@ -8,6 +8,7 @@
 
 #include "decoder.h"
 #include "kv_cache.h"
+#include "rounds.h"
 #include "sampler.h"
 #include "scheduler.h"
 #include "weights.h"
@@ -84,15 +85,12 @@ private:
     void wait_for_step(std::unique_lock<std::mutex>& lock, const Poll& poll);
 
     void step(std::unique_lock<std::mutex>& lock, const Poll& poll);
-    // What a step gives: a token for each of Batch::sampled, a log-probability for each of Batch::scored_tokens.
-    struct Results {
-        std::vector<Sample> samples;
-        std::vector<float> scores;
-    };
-
     void admit(const std::shared_ptr<Call>& call, const Poll& poll);
-    Results compute(const std::vector<Work>& work, const Batch& batch, const Poll& poll);
-    void commit(const std::vector<Work>& work, const Batch& batch, const Results& results, double seconds);
+    std::vector<Sample> sample(const Rounds& rounds, const at::Tensor& logits);
+    std::vector<float> scores(const Batch& batch, const at::Tensor& logits) const;
+    void commit(const std::vector<Work>& work);
+    void charge(const std::vector<Work>& work, double seconds);
+    void accept(const Rounds& rounds, const std::vector<Sample>& samples);
     void accept(Sequence& sequence, const Sample& sample);
     void accept_scores(const std::vector<Work>& work, const std::vector<float>& scores);
     void finish(Sequence& sequence, FinishReason reason);

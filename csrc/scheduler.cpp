@@ -130,6 +130,10 @@ void Scheduler::computed(const Work& work) {
     if (!sequence.config->use_cache && work.gives_token()) sequence.num_cached = 0;
 }
 
+void Scheduler::draft_accepted(Sequence& sequence) {
+    if (sequence.config->use_cache) ++sequence.num_cached;
+}
+
 void Scheduler::remove(Sequence& sequence) {
     const auto running = std::find(running_.begin(), running_.end(), &sequence);
     if (running != running_.end()) {

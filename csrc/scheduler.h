@@ -15,6 +15,8 @@ struct Work {
     Sequence* sequence;
     int64_t start;
     int64_t count;
+    std::vector<int64_t> drafts =
+        {};  // guesses of the tokens that follow its last one; they go through the decoder too
 
     // The last token that the sequence has is among them, so the step gives the logits of its next one. Never of a
     // scored row, whose logits are wanted after each of these tokens.
@@ -48,6 +50,10 @@ public:
 
     // The keys and values of `work` are in the cache. To be called before the next token is appended.
     void computed(const Work& work);
+
+    // The next token of a sequence turned out to be a draft, whose keys and values are in the cache as well. To be called
+    // before the token after it is appended.
+    void draft_accepted(Sequence& sequence);
 
     // Takes the sequence out and frees its blocks, wherever it stands.
     void remove(Sequence& sequence);
