@@ -51,6 +51,7 @@ class Engine::Stepping {
 public:
     Stepping(Engine& engine, std::unique_lock<std::mutex>& lock) : engine_(engine), lock_(lock) {
         engine_.stepping_ = true;
+        engine_.stepping_thread_ = std::this_thread::get_id();
     }
     ~Stepping() {
         if (!lock_.owns_lock()) lock_.lock();
@@ -122,6 +123,13 @@ std::shared_ptr<Call> make_call(const Request& request) {
     auto call = std::make_shared<Call>();
     call->max_running = request.max_running;
     call->want_logprobs = request.want_logprobs;
+    call->hooks = request.hooks;
+    if (request.max_seconds) {
+        // As double, and bounded: who gives years may give any number.
+        const std::chrono::duration<double> seconds(std::clamp(*request.max_seconds, 0.0, 1e9));
+        call->deadline = std::chrono::steady_clock::now() +
+                         std::chrono::duration_cast<std::chrono::steady_clock::duration>(seconds);
+    }
     const auto config = std::make_shared<const GenerationConfig>(request.config);
     const int64_t copies = config->num_return_sequences;
     for (const std::vector<int64_t>& prompt : request.prompts) {
@@ -130,6 +138,7 @@ std::shared_ptr<Call> make_call(const Request& request) {
             const uint64_t seed = request.seeds[call->sequences.size()];
             auto sequence = std::make_unique<Sequence>(prompt, config, seed);
             sequence->call = call.get();
+            sequence->row = static_cast<int64_t>(call->sequences.size());
             sequence->shared_prompt = shared;
             if (shared) ++shared->num_members;
             call->sequences.push_back(std::move(sequence));
@@ -224,7 +233,16 @@ void Engine::wait(std::unique_lock<std::mutex>& lock, const Poll& poll) {
     lock.lock();
 }
 
+// A hook that waited for the end of the step that it is part of would wait for ever.
+void Engine::check_not_in_hook() const {
+    if (!stepping_ || stepping_thread_ != std::this_thread::get_id()) return;
+    throw std::runtime_error(
+        "A logits processor or a stopping criterion used the engine of the model that is just generating with it; "
+        "generate with another model in it, or call the model's forward.");
+}
+
 void Engine::wait_for_step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
+    check_not_in_hook();
     ++num_adding_;
     try {
         while (stepping_) wait(lock, poll);
@@ -317,6 +335,7 @@ void Engine::grow_cache(const Call& added) {
 
 bool Engine::advance(Call& call, const Poll& poll) {
     std::unique_lock lock(mutex_);
+    check_not_in_hook();
     const int64_t steps_before = call.num_steps;
     while (!call.finished() && call.num_steps == steps_before) {
         if (stepping_ || num_adding_ > 0) {
@@ -325,6 +344,7 @@ bool Engine::advance(Call& call, const Poll& poll) {
             step(lock, poll);
         }
     }
+    if (call.failure) std::rethrow_exception(std::exchange(call.failure, nullptr));
     return !call.finished();
 }
 
@@ -356,26 +376,26 @@ void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
     const at::Tensor logits = work.empty() ? at::Tensor() : decoder_.decode(batch, cache_, poll);
     const std::vector<float> scored = scores(batch, logits);
     Rounds rounds(batch);
-    std::vector<Sample> samples = sample(rounds, logits);
+    Choices choices = sample(rounds, logits);
     lock.lock();
     commit(work);
     accept_scores(work, scored);
-    accept(rounds, samples);
+    accept(rounds, choices);
     charge(work, watch.seconds());
     // Whenever the lock is free, what was accepted so far stands as if the step had ended: it may be left at any round.
     while (rounds.next()) {
         lock.unlock();
-        samples = sample(rounds, logits);
+        choices = sample(rounds, logits);
         lock.lock();
         for (Sequence* sequence : rounds.sequences()) scheduler_.draft_accepted(*sequence);
-        accept(rounds, samples);
+        accept(rounds, choices);
         charge(work, watch.seconds());
     }
 }
 
-std::vector<Sample> Engine::sample(const Rounds& rounds, const at::Tensor& logits) {
+Choices Engine::sample(const Rounds& rounds, const at::Tensor& logits) {
     if (rounds.sequences().empty()) return {};
-    return sampler_.sample(rounds.logits(logits), rounds.sequences());
+    return choose(sampler_, rounds.logits(logits), rounds.sequences());
 }
 
 // Of Batch::scored_tokens.
@@ -414,7 +434,7 @@ void Engine::accept_scores(const std::vector<Work>& work, const std::vector<floa
         sequence.logprobs.insert(sequence.logprobs.end(), next, end);
         next = end;
         if (failed) {
-            sequence.error = explain(kNotFinite);
+            sequence.error = explain(kNotFinite, /*hooked=*/false);
             sequence.logprobs.clear();  // how many come before the first NaN depends on the chunks
         }
         const FinishReason reason = failed ? FinishReason::error : reason_to_stop(sequence);
@@ -422,13 +442,34 @@ void Engine::accept_scores(const std::vector<Work>& work, const std::vector<floa
     }
 }
 
-void Engine::accept(const Rounds& rounds, const std::vector<Sample>& samples) {
-    for (size_t i = 0; i < samples.size(); ++i) accept(*rounds.sequences()[i], samples[i]);
+void Engine::accept(const Rounds& rounds, const Choices& choices) {
+    for (size_t i = 0; i < choices.samples.size(); ++i) {
+        if (choices.samples[i].token == kHookFailed) continue;
+        accept(*rounds.sequences()[i], choices.samples[i], choices.ended[i]);
+    }
+    for (const auto& [call, failure] : choices.failures) {
+        call->failure = failure;
+        end(*call, FinishReason::cancelled);
+    }
+    end_late_calls();
 }
 
-void Engine::accept(Sequence& sequence, const Sample& sample) {
+void Engine::end_late_calls() {
+    for (const auto& call : calls_) {
+        if (call->deadline && std::chrono::steady_clock::now() > *call->deadline) end(*call, FinishReason::length);
+    }
+}
+
+void Engine::end(Call& call, FinishReason reason) {
+    for (const auto& sequence : call.sequences) {
+        if (!sequence->finished()) finish(*sequence, reason);
+    }
+}
+
+// `ended`: by a stopping criterion of the user's.
+void Engine::accept(Sequence& sequence, const Sample& sample, bool ended) {
     if (sample.token < 0) {
-        sequence.error = explain(sample.token);
+        sequence.error = explain(sample.token, sequence.call->hooks != nullptr);
         finish(sequence, FinishReason::error);
         return;
     }
@@ -437,12 +478,19 @@ void Engine::accept(Sequence& sequence, const Sample& sample) {
         sequence.logprobs.push_back(sample.logprob);
         sequence.processed_logprobs.push_back(sample.processed_logprob);
     }
-    const FinishReason reason = reason_to_stop(sequence);
+    FinishReason reason = reason_to_stop(sequence);
+    if (reason == FinishReason::none && ended) reason = FinishReason::stop;
     if (reason != FinishReason::none) finish(sequence, reason);
 }
 
-std::string Engine::explain(int64_t no_token) const {
-    if (no_token == kNothingAllowed) return "The options forbid every token, so none could be chosen.";
+std::string Engine::explain(int64_t no_token, bool hooked) const {
+    if (no_token == kNothingAllowed) {
+        return std::string("The options ") + (hooked ? "and logits processors " : "") +
+               "forbid every token, so none could be chosen.";
+    }
+    if (no_token == kHookNotFinite) {
+        return "The logits are NaN or +inf after the logits processors, though the model's are finite.";
+    }
     if (no_token == kOverflow) {
         return "logit_bias, the penalties or temperature took the largest logit out of the range of float32.";
     }
@@ -460,10 +508,7 @@ void Engine::finish(Sequence& sequence, FinishReason reason) {
 
 void Engine::remove_ended_calls() {
     for (const auto& call : calls_) {
-        if (!call->cancelled) continue;
-        for (const auto& sequence : call->sequences) {
-            if (!sequence->finished()) finish(*sequence, FinishReason::cancelled);
-        }
+        if (call->cancelled) end(*call, FinishReason::cancelled);
     }
     std::erase_if(calls_, [](const auto& call) { return call->finished(); });
 }

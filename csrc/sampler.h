@@ -18,7 +18,16 @@ public:
     // they are wanted. Sequences are read, not changed; the same state gives the same tokens.
     std::vector<Sample> sample(const at::Tensor& logits, const std::vector<Sequence*>& sequences);
 
+    // A copy of `logits` after steps 1 to 5 of the order of sampling, for hooks of the user's to work on.
+    at::Tensor edited(const at::Tensor& logits, const std::vector<Sequence*>& sequences);
+
+    // As `sample`, where steps 1 to 6 are done: `edited` [R, V] float32 holds what they made of `logits`.
+    std::vector<Sample> sample_edited(const at::Tensor& edited, const at::Tensor& logits,
+                                      const std::vector<Sequence*>& sequences);
+
 private:
+    bool read_options(const std::vector<Sequence*>& sequences, int64_t vocab);
+
     const Kernels& kernels_;
     Context context_;
     std::vector<SampleRow> rows_;  // of the step

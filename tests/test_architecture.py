@@ -19,7 +19,7 @@ CXX_LAYERS = [
     {"stopping", "weights"},
     {"scheduler", "kv_cache"},
     {"batch", "sampler", "scorer"},
-    {"decoder", "rounds"},
+    {"decoder", "rounds", "hooks"},
     {"engine"},
     {"bindings"},
 ]
