@@ -332,9 +332,9 @@ bool is_interrupt(const py::error_already_set& error) {
 }
 
 template <class Result>
-std::function<Result(const HookRows&)> hook_of(const HookMethod<Result>& method) {
-    if (!method) return {};
-    return [method](const HookRows& shown) {
+std::function<Result(const HookRows&)> hook_of(const std::optional<HookMethod<Result>>& given) {
+    if (!given) return {};
+    return [method = *given](const HookRows& shown) {
         try {
             return method(shown.input_ids, shown.scores, shown.rows, shown.lengths);
         } catch (const py::error_already_set& error) {
@@ -346,8 +346,9 @@ std::function<Result(const HookRows&)> hook_of(const HookMethod<Result>& method)
 
 void bind_hooks(py::module_& m) {
     py::class_<Hooks, std::shared_ptr<Hooks>>(m, "Hooks", "What a call asks at every position.")
-        .def(py::init([](const HookMethod<at::Tensor>& process, const HookMethod<std::vector<bool>>& stop,
-                         int64_t prompt_width, int64_t padding) {
+        .def(py::init([](const std::optional<HookMethod<at::Tensor>>& process,
+                         const std::optional<HookMethod<std::vector<bool>>>& stop, int64_t prompt_width,
+                         int64_t padding) {
                  return std::make_shared<Hooks>(Hooks{hook_of(process), hook_of(stop), prompt_width, padding});
              }),
              py::kw_only(), "process"_a, "stop"_a, "prompt_width"_a, "padding"_a);
@@ -477,9 +478,9 @@ void bind_engine(py::module_& m) {
     py::class_<Request>(m, "Request", "What a call asks for.")
         .def(py::init([](std::vector<std::vector<int64_t>> prompts, const GenerationConfig& config,
                          std::vector<uint64_t> seeds, int64_t max_running, bool want_logprobs,
-                         const std::shared_ptr<Hooks>& hooks, std::optional<double> max_seconds) {
-                 return Request{std::move(prompts), config, std::move(seeds), max_running,
-                                want_logprobs,      hooks,  max_seconds};
+                         const std::optional<std::shared_ptr<Hooks>>& hooks, std::optional<double> max_seconds) {
+                 return Request{std::move(prompts),      config,     std::move(seeds), max_running, want_logprobs,
+                                hooks.value_or(nullptr), max_seconds};
              }),
              py::kw_only(), "prompts"_a, "config"_a, "seeds"_a, "max_running"_a, "want_logprobs"_a,
              "hooks"_a = py::none(), "max_seconds"_a = py::none())

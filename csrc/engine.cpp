@@ -127,8 +127,8 @@ std::shared_ptr<Call> make_call(const Request& request) {
     if (request.max_seconds) {
         // As double, and bounded: who gives years may give any number.
         const std::chrono::duration<double> seconds(std::clamp(*request.max_seconds, 0.0, 1e9));
-        call->deadline = std::chrono::steady_clock::now() +
-                         std::chrono::duration_cast<std::chrono::steady_clock::duration>(seconds);
+        call->deadline =
+            std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::steady_clock::duration>(seconds);
     }
     const auto config = std::make_shared<const GenerationConfig>(request.config);
     const int64_t copies = config->num_return_sequences;

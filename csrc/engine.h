@@ -121,7 +121,7 @@ private:
     std::condition_variable step_done_;
     bool stepping_ = false;
     std::thread::id stepping_thread_;  // while stepping_
-    int64_t num_adding_ = 0;  // threads in add; no new step begins before them
+    int64_t num_adding_ = 0;           // threads in add; no new step begins before them
     KVBlocks blocks_{kBlockSize};
     KVCache cache_;
     Decoder decoder_;

@@ -34,8 +34,8 @@ HookRows show(const Hooks& hooks, const Sequences& sequences, const at::Tensor& 
     int64_t most_generated = 0;
     for (const Sequence* sequence : sequences) most_generated = std::max(most_generated, sequence->num_generated());
     const int64_t width = hooks.prompt_width + most_generated + added;
-    HookRows shown = {at::full({num_rows, width}, hooks.padding, at::kLong), scores, at::empty({num_rows}, at::kLong),
-                      {}};
+    HookRows shown = {
+        at::full({num_rows, width}, hooks.padding, at::kLong), scores, at::empty({num_rows}, at::kLong), {}};
     int64_t* end = shown.input_ids.data_ptr<int64_t>();
     for (int64_t i = 0; i < num_rows; ++i) {
         const std::vector<int64_t>& tokens = sequences[i]->tokens;

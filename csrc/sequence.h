@@ -73,7 +73,7 @@ struct Call {
     std::vector<std::unique_ptr<Sequence>> sequences;  // in the order of the rows of the result
     int64_t max_running = 256;
     bool want_logprobs = false;
-    std::shared_ptr<const Hooks> hooks;  // of the user's; null: none
+    std::shared_ptr<const Hooks> hooks;                             // of the user's; null: none
     std::optional<std::chrono::steady_clock::time_point> deadline;  // what is unfinished then, ends
 
     int64_t num_running = 0;

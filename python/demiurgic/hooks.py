@@ -1,7 +1,7 @@
 """Callables of the user's that edit logits or end rows, called once a step with all live rows of their call.
 
-R live rows, T columns, V vocabulary. A row of `input_ids` is padded on the left, first as its prompt is in the result and
-then to the longest live row, so that its last token always stands in the last column.
+R live rows, T columns, V vocabulary. A row of `input_ids` is padded on the left, first as its prompt is in the result
+and then to the longest live row, so that its last token always stands in the last column.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Step(NamedTuple):
     input_ids: Tensor  # int64 [R, T]
     scores: Tensor  # float32 [R, V]
     rows: Tensor  # int64 [R], the rows' numbers in the result, ascending
-    lengths: list[int]  # tokens of each row, its prompt included and padding not
+    lengths: Sequence[int]  # tokens of each row, its prompt included and padding not
 
 
 class Hooks:
@@ -32,14 +32,14 @@ class Hooks:
     def __init__(self, processors: Sequence[Hook], criteria: Sequence[Hook]) -> None:
         self.processors, self.criteria = list(processors), list(criteria)
 
-    def process(self, input_ids: Tensor, scores: Tensor, rows: Tensor, lengths: list[int]) -> Tensor:
+    def process(self, input_ids: Tensor, scores: Tensor, rows: Tensor, lengths: Sequence[int]) -> Tensor:
         """float32 [R, V]: `scores` after all processors, in their order."""
         for processor in self.processors:
             given = scores
             scores = _checked_scores(processor(Step(input_ids, given, rows, lengths)), given, processor.name)
         return scores
 
-    def stop(self, input_ids: Tensor, scores: Tensor, rows: Tensor, lengths: list[int]) -> list[bool]:
+    def stop(self, input_ids: Tensor, scores: Tensor, rows: Tensor, lengths: Sequence[int]) -> list[bool]:
         """Of each row, whether a criterion ends it."""
         ended = [False] * len(lengths)
         for criterion in self.criteria:

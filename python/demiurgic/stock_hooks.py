@@ -1,8 +1,8 @@
 """Hugging Face's stock logits processors and stopping criteria, and lm-eval's, as options of ours.
 
-transformers and lm-eval are never imported: an object of theirs tells by its class. A processor stands for the option of
-its name. Where the order of the list agrees with the numbered order of sampling it becomes that option; else it is called
-like a hook of the user's, at step 6, and the option is off.
+transformers and lm-eval are never imported: an object of theirs tells by its class. A processor stands for the option
+of its name. Where the order of the list agrees with the numbered order of sampling it becomes that option; else it is
+called like a hook of the user's, at step 6, and the option is off.
 """
 
 from __future__ import annotations
@@ -240,11 +240,9 @@ def _criteria_as_options(
     for criterion in criteria:
         name = stock_name(criterion, _CRITERIA)
         if name == "EosTokenCriteria":
-            _refuse_beside(criterion, ("eos_token_id",), around)
-            ids = [i for i in ids_in(criterion.eos_token_id) if 0 <= i < around.vocab_size]  # others mean nothing
-            options["eos_token_id"] = sorted({*ids, *options.get("eos_token_id", [])})
-        elif name == "MaxLengthCriteria":
-            _refuse_beside(criterion, ("max_new_tokens", "max_length"), around)
+            continue  # they are in the config, by named_eos
+        if name == "MaxLengthCriteria":
+            _refuse_beside(criterion, ("max_new_tokens", "max_length"), around.config, around.given)
             most = max(1, criterion.max_length - around.width)  # it is asked after a token, and counts columns
             options["max_new_tokens"] = min(most, options.get("max_new_tokens", most))
         elif name == "MaxTimeCriteria":
@@ -255,13 +253,26 @@ def _criteria_as_options(
     return options, seconds, asked
 
 
-def _refuse_beside(criterion: Any, names: Sequence[str], around: Surroundings) -> None:
+def named_eos(criteria: Sequence[Any], config: _C.GenerationConfig, given: Collection[str]) -> _C.GenerationConfig:
+    """`config` with the ids of EosTokenCriteria for eos_token_id, where there are some.
+
+    Raises:
+        ValueError: eos_token_id is given as well.
+    """
+    stock = [criterion for criterion in criteria if stock_name(criterion, _CRITERIA) == "EosTokenCriteria"]
+    if not stock:
+        return config
+    _refuse_beside(stock[0], ("eos_token_id",), config, given)
+    return config.replace(eos_token_id=sorted({i for criterion in stock for i in ids_in(criterion.eos_token_id)}))
+
+
+def _refuse_beside(criterion: Any, names: Sequence[str], config: _C.GenerationConfig, given: Collection[str]) -> None:
     for name in names:
-        value = getattr(around.config, name)
-        if name in around.given and value is not None:
+        value = getattr(config, name)
+        if name in given and value is not None:
             raise ValueError(
-                f"stopping_criteria holds a {type(criterion).__name__}, and {name}={value} is given beside it; give one "
-                "of them."
+                f"stopping_criteria holds a {type(criterion).__name__}, and {name}={value} is given beside it; give "
+                "one of them."
             )
 
 
@@ -393,7 +404,7 @@ class LmEvalStop(StockHook):
     """
 
     def _answer(self, step: Step, rows: list[int]) -> Tensor:
-        own = copy.copy(self.call)
+        own: Any = copy.copy(self.call)
         own.done_tracker = [False] * len(rows)
         own(step.input_ids, step.scores)
         return torch.tensor(own.done_tracker)
