@@ -84,8 +84,12 @@ def hooks_in(keyword: str, given: Any) -> list[Any]:
     """
     if given is None:
         return []
+    return _flattened(keyword, given)
+
+
+def _flattened(keyword: str, given: Any) -> list[Any]:
     if isinstance(given, (list, tuple)):
-        return [hook for entry in given for hook in hooks_in(keyword, entry)]
+        return [hook for entry in given for hook in _flattened(keyword, entry)]
     if not callable(given):
         raise TypeError(
             f"{keyword} holds {given!r} of type {type(given).__name__}, which cannot be called; give a callable of "
