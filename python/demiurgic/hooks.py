@@ -63,7 +63,8 @@ class Hook:
 
 
 def name_of(call: Any) -> str:
-    return getattr(call, "__qualname__", type(call).__qualname__)
+    name: str = getattr(call, "__qualname__", type(call).__qualname__)
+    return name.rpartition("<locals>.")[2]
 
 
 def takes_rows(call: Callable[..., Any]) -> bool:
