@@ -98,6 +98,9 @@ void check_prompts(const Request& request, int64_t vocab) {
     if (request.prompts.empty()) throw std::invalid_argument("input_ids holds no prompt; give at least one.");
     const size_t num_rows = request.prompts.size() * static_cast<size_t>(request.config.num_return_sequences);
     if (request.seeds.size() != num_rows) throw std::invalid_argument("There must be one seed a row.");
+    if (!request.max_new_tokens.empty() && request.max_new_tokens.size() != request.prompts.size()) {
+        throw std::invalid_argument("There must be one max_new_tokens a prompt.");
+    }
     check_max_running(request.max_running);
     for (size_t i = 0; i < request.prompts.size(); ++i) {
         if (request.prompts[i].empty()) {
@@ -119,6 +122,19 @@ void check_option_ids(const GenerationConfig& config, int64_t vocab) {
     for (const int64_t id : config.stop_token_ids) check("stop_token_ids", id);
 }
 
+// Of one prompt.
+GenerationConfig config_of(const Request& request, size_t prompt) {
+    GenerationConfig config = request.config;
+    if (!request.max_new_tokens.empty()) config.max_new_tokens = request.max_new_tokens[prompt];
+    return config;
+}
+
+void check_text_options(const Request& request) {
+    if (request.token_bytes || (request.config.stop.empty() && request.config.stop_at.empty())) return;
+    throw std::invalid_argument(std::string(request.config.stop.empty() ? "stop_at" : "stop") +
+                                " looks at the text of the tokens, so it needs the tokenizer: give tokenizer= too.");
+}
+
 std::shared_ptr<Call> make_call(const Request& request) {
     auto call = std::make_shared<Call>();
     call->max_running = request.max_running;
@@ -130,9 +146,14 @@ std::shared_ptr<Call> make_call(const Request& request) {
         call->deadline =
             std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::steady_clock::duration>(seconds);
     }
-    const auto config = std::make_shared<const GenerationConfig>(request.config);
-    const int64_t copies = config->num_return_sequences;
-    for (const std::vector<int64_t>& prompt : request.prompts) {
+    const int64_t copies = request.config.num_return_sequences;
+    auto config = std::make_shared<const GenerationConfig>(request.config);
+    const auto rules = request.token_bytes ? std::make_shared<TextRules>(request.token_bytes, config) : nullptr;
+    for (size_t i = 0; i < request.prompts.size(); ++i) {
+        const std::vector<int64_t>& prompt = request.prompts[i];
+        if (!request.max_new_tokens.empty()) {
+            config = std::make_shared<const GenerationConfig>(config_of(request, i));
+        }
         const auto shared = copies > 1 && config->use_cache ? std::make_shared<SharedPrompt>() : nullptr;
         for (int64_t copy = 0; copy < copies; ++copy) {
             const uint64_t seed = request.seeds[call->sequences.size()];
@@ -140,6 +161,7 @@ std::shared_ptr<Call> make_call(const Request& request) {
             sequence->call = call.get();
             sequence->row = static_cast<int64_t>(call->sequences.size());
             sequence->shared_prompt = shared;
+            if (rules) sequence->text = std::make_unique<RowText>(rules, prompt);
             if (shared) ++shared->num_members;
             call->sequences.push_back(std::move(sequence));
         }
@@ -170,10 +192,11 @@ void Engine::check(const Request& request) const {
     request.config.validate();
     check_prompts(request, vocab);
     check_option_ids(request.config, vocab);
+    check_text_options(request);
     const std::lock_guard lock(mutex_);
     const int64_t most = most_blocks();
-    for (const std::vector<int64_t>& prompt : request.prompts) {
-        check_room(static_cast<int64_t>(prompt.size()), request.config, most);
+    for (size_t i = 0; i < request.prompts.size(); ++i) {
+        check_room(static_cast<int64_t>(request.prompts[i].size()), config_of(request, i), most);
     }
 }
 
@@ -462,8 +485,18 @@ void Engine::end_late_calls() {
 
 void Engine::end(Call& call, FinishReason reason) {
     for (const auto& sequence : call.sequences) {
-        if (!sequence->finished()) finish(*sequence, reason);
+        if (sequence->finished()) continue;
+        if (reason == FinishReason::cancelled) {
+            finish(*sequence, reason);
+        } else {
+            finish_trimmed(*sequence, reason_to_end(*sequence, reason));
+        }
     }
+}
+
+void Engine::finish_trimmed(Sequence& sequence, FinishReason reason) {
+    trim(sequence, reason);
+    finish(sequence, reason);
 }
 
 // `ended`: by a stopping criterion of the user's.
@@ -479,8 +512,8 @@ void Engine::accept(Sequence& sequence, const Sample& sample, bool ended) {
         sequence.processed_logprobs.push_back(sample.processed_logprob);
     }
     FinishReason reason = reason_to_stop(sequence);
-    if (reason == FinishReason::none && ended) reason = FinishReason::stop;
-    if (reason != FinishReason::none) finish(sequence, reason);
+    if (reason == FinishReason::none && ended) reason = reason_to_end(sequence, FinishReason::stop);
+    if (reason != FinishReason::none) finish_trimmed(sequence, reason);
 }
 
 std::string Engine::explain(int64_t no_token, bool hooked) const {

@@ -24,8 +24,10 @@ struct Request {
     std::vector<uint64_t> seeds;                // one a row of the result
     int64_t max_running = 256;
     bool want_logprobs = false;
-    std::shared_ptr<const Hooks> hooks = nullptr;  // null: none
-    std::optional<double> max_seconds = {};        // rows that are unfinished after so long end, by their length
+    std::shared_ptr<const TokenBytes> token_bytes;  // null: no texts are made
+    std::vector<int64_t> max_new_tokens;            // one a prompt, in place of the config's; empty: the config's
+    std::shared_ptr<const Hooks> hooks = nullptr;   // null: none
+    std::optional<double> max_seconds = {};         // rows that are unfinished after so long end, by their length
 };
 
 // A row of Engine::score.
@@ -99,6 +101,7 @@ private:
     void accept(Sequence& sequence, const Sample& sample, bool ended);
     void end(Call& call, FinishReason reason);
     void end_late_calls();
+    void finish_trimmed(Sequence& sequence, FinishReason reason);
     void check_not_in_hook() const;
     void accept_scores(const std::vector<Work>& work, const std::vector<float>& scores);
     void finish(Sequence& sequence, FinishReason reason);

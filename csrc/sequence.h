@@ -8,11 +8,13 @@
 #include <string>
 #include <vector>
 
+#include "repetition_guard.h"
+#include "row_text.h"
 #include "token_edits.h"
 
 namespace demiurgic {
 
-enum class FinishReason { none, eos, stop, length, error, cancelled };
+enum class FinishReason { none, eos, stop, length, error, cancelled, repetition };
 
 const char* name_of(FinishReason reason);
 
@@ -34,8 +36,15 @@ struct Sequence {
     int64_t num_generated() const { return size() - prompt_length; }
     bool finished() const { return finish_reason != FinishReason::none; }
 
-    // Appends one generated token and keeps the edits up to date.
+    // Appends one generated token and keeps the edits, the text and the guard up to date.
     void append(int64_t token);
+
+    // Takes back all generated tokens, and what is known of them, but the first so many.
+    void keep(int64_t num_generated);
+
+    // So many of the generated tokens, and bytes of their text, stay, whatever comes.
+    int64_t settled_tokens() const;
+    int64_t settled_bytes() const;
 
     std::vector<int64_t> tokens;  // the prompt, then what was generated
     const int64_t prompt_length;
@@ -45,6 +54,9 @@ struct Sequence {
     bool scored = false;
 
     TokenEdits edits;  // of the logits of the next token
+
+    std::unique_ptr<RowText> text;                // null without a tokenizer
+    std::unique_ptr<RepetitionGuard> repetition;  // null where stop_on_repetition is off
 
     int64_t num_cached = 0;       // the first so many tokens have their keys and values in `blocks`
     std::vector<int32_t> blocks;  // cache blocks, in order of position

@@ -10,10 +10,12 @@ import torch
 from models import NO_SPECIAL_IDS, fixed_logits_model, tiny_model
 from plain_loop import prompts_without_ties
 
-from demiurgic import GenerationConfig, generate
+from demiurgic import GenerationConfig, generate, load
 from demiurgic.engine import merged
 from demiurgic.hooks import Hooks
-from demiurgic.stock_hooks import Surroundings, take_over
+from demiurgic.loading import SHIPPED_MODELS
+from demiurgic.stock_classes import Surroundings
+from demiurgic.stock_hooks import take_over
 
 transformers = pytest.importorskip("transformers")
 
@@ -48,8 +50,8 @@ def check_equal(one, other):
 
 def taken(processors=(), criteria=(), prompts=((0,),), **options):
     config = merged(None, {"eos_token_id": EOS} | options)
-    lengths, width = [len(prompt) for prompt in prompts], max(len(prompt) for prompt in prompts)
-    return take_over(processors, criteria, Surroundings(config, set(options), width, lengths, 97))
+    width = max(len(prompt) for prompt in prompts)
+    return take_over(processors, criteria, Surroundings(config, set(options), width, prompts, 97))
 
 
 def called(processors, **options):
@@ -421,6 +423,106 @@ def test_lm_evals_criterion_ends_each_row_at_its_own_match(multi_token_eos):
         tokenizer.batch_decode([torch.tensor(row)])[0] for row in result.completions
     ]
     assert [criterion.done_tracker for criterion in criteria] == [[False] * 3] * 3  # theirs is left alone
+
+
+# ---- stop strings ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """The model that ships, and its tokenizer as one of transformers."""
+    model, _ = load("tiny")
+    file = SHIPPED_MODELS["tiny"] / "tokenizer.json"
+    return model, transformers.PreTrainedTokenizerFast(tokenizer_file=str(file))
+
+
+def written(shipped, count=40):
+    """Prompts, and the texts that the model writes after them."""
+    model, tokenizer = shipped
+    prompts = [tokenizer(text)["input_ids"] for text in ("def mean(values):", "class Stack:", "import os")]
+    result = generate(model, prompts, max_new_tokens=count, seed=5, tokenizer=tokenizer, return_dict_in_generate=True)
+    return prompts, result
+
+
+def test_stop_strings_are_the_option_where_the_tokenizer_is_given(shipped):
+    model, tokenizer = shipped
+    prompts, plain = written(shipped)
+    for begin in range(2, 12, 3):
+        strings = [text[begin : begin + 3] for text in plain.texts]
+        criterion = criteria_of.StopStringCriteria(tokenizer, strings)
+        options = {"max_new_tokens": 40, "seed": 5, "stopping_criteria": [criterion], "return_dict_in_generate": True}
+        called = generate(model, prompts, **options)
+        as_option = generate(model, prompts, **options, tokenizer=tokenizer)
+        assert called.completions == as_option.completions and called.finish_reasons == as_option.finish_reasons
+        assert as_option.stop_reasons[0] in strings and called.stop_reasons[0] is None
+        assert all(text.endswith(tuple(strings)) for text in as_option.texts)
+
+
+@pytest.mark.parametrize(
+    ("strings", "prompt", "options", "stops"),
+    [
+        (["\n\n", "x"], "a =", {}, ["\n\n", "x"]),
+        (["xyz", "y", "ay"], "a =", {}, ["y"]),
+        (["\n\n"], "a =\n", {}, None),  # may be complete with the first new token
+        (["> x"], "a =", {}, None),  # special tokens end in >
+        (["x"], "a =", {"min_new_tokens": 2}, None),
+        (["x"], "a =", {"include_stop": False}, None),
+        (["x"], "a =", {"stop_at": "function"}, None),
+        (["x"], "<bos>", {}, None),  # the blank that begins a text may be no part of it
+    ],
+)
+def test_stop_strings_that_mean_something_else_are_called(shipped, strings, prompt, options, stops):
+    _, tokenizer = shipped
+    criterion = criteria_of.StopStringCriteria(tokenizer, strings)
+    ids = tokenizer(prompt)["input_ids"]
+    config = merged(None, {"eos_token_id": []} | options)
+    found = take_over([], [criterion], Surroundings(config, set(options), len(ids), [ids], 4096, tokenizer))
+    assert found.options.get("stop") == stops and (found.hooks is None) == (stops is not None)
+    without = take_over([], [criterion], Surroundings(config, set(options), len(ids), [ids], 4096))
+    assert without.hooks is not None and not without.options
+
+
+def test_stop_beside_its_criterion_is_refused(shipped):
+    model, tokenizer = shipped
+    criterion = criteria_of.StopStringCriteria(tokenizer, ["x"])
+    for name in ("stop", "stop_strings"):
+        with pytest.raises(ValueError, match=r"StopStringCriteria, and stop=\['y'\] is given beside it"):
+            generate(model, [[1]], stopping_criteria=criterion, tokenizer=tokenizer, **{name: "y"})
+
+
+def test_lm_evals_criteria_are_the_option_where_their_tokenizer_says_its_bytes(shipped, multi_token_eos):
+    model, tokenizer = shipped
+    prompts, plain = written(shipped)
+    strings = [text[4:6] for text in plain.texts]
+    width = max(map(len, prompts))
+    criteria = [multi_token_eos(string, tokenizer, width, 3) for string in strings]
+    options = {"max_new_tokens": 40, "seed": 5, "return_dict_in_generate": True}
+    result = generate(model, prompts, stopping_criteria=criteria, **options)
+    called = generate(model, prompts, stopping_criteria=criteria, min_new_tokens=1, eos_token_id=[], **options)
+    assert result.completions == called.completions and result.finish_reasons == called.finish_reasons
+    assert None not in result.stop_reasons and called.stop_reasons == [None] * 3
+    for text, completion in zip(plain.texts, result.completions, strict=True):
+        end = min(text.find(string) + 2 for string in strings if string in text)
+        assert tokenizer.decode(completion).startswith(text[:end]) and len(completion) < 40
+
+
+def test_what_ends_a_row_that_waits_for_a_longer_match(shipped):
+    model, tokenizer = shipped
+    prompts, plain = written(shipped)
+    tokens, text = plain.completions[0], plain.texts[0]
+    # The second string lies inside of what may become the first.
+    stop = [text[2:6] + "\0", text[3:5]]
+    places = range(1, 40)
+    end = next(n for n in places if text[3:5] in tokenizer.decode(tokens[:n]))
+    options = {"max_new_tokens": 40, "seed": 5, "tokenizer": tokenizer, "stop": stop, "return_dict_in_generate": True}
+
+    def at_once(input_ids, scores):
+        return input_ids.shape[1] >= len(prompts[0]) + end
+
+    criteria = [at_once], [criteria_of.MaxTimeCriteria(0.0)] if end == 1 else [at_once]
+    for given in criteria:
+        result = generate(model, prompts[:1], stopping_criteria=given, **options)
+        assert result.finish_reasons == ["stop"] and result.stop_reasons == [text[3:5]] and result.texts == [text[:3]]
 
 
 # ---- without them ---------------------------------------------------------------------------------------------------

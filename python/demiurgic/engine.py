@@ -7,71 +7,26 @@ import operator
 import threading
 import weakref
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
 from demiurgic import _C
+from demiurgic.auto_length import auto_lengths, take_auto_length
 from demiurgic.caller import warn_caller
 from demiurgic.hooks import Hooks, hooks_in
 from demiurgic.live_weights import live_weights, unwrap
+from demiurgic.output import GenerationError, GenerationOutput, ScoreError
 from demiurgic.progress import ProgressBar
 from demiurgic.prompts import Prompts, read_prompts
-from demiurgic.stock_hooks import Surroundings, named_eos, take_over
+from demiurgic.stock_classes import Surroundings
+from demiurgic.stock_criteria import named_eos
+from demiurgic.stock_hooks import take_over
+from demiurgic.token_bytes import token_bytes
 
 _DEFAULT_MAX_RUNNING = 256
 _DEFAULT_STEP_TOKENS = 512
-
-
-@dataclass
-class GenerationOutput:
-    """What a call of generate made. Rows are prompt-major: the copies of a prompt follow each other.
-
-    Attributes:
-        sequences: int64 [B * n, T + new], padded on the left and after each row's end; `[:, T:]` are the completions.
-        completions: the generated ids of each row, its EOS or stop id included, no padding.
-        prompt_lengths: tokens of each row's prompt, without padding.
-        lengths: generated tokens of each row.
-        finish_reasons: eos | stop | length | error | cancelled, of each row.
-        errors: the message where the reason is error, else None.
-        logprobs: float32 [B * n, new], natural log of each token's probability by the model's raw logits; nan after the
-            end.
-        processed_logprobs: the same by what the options left of the distribution.
-        seeds: each row's 64-bit seed; the row alone with `seed=[it]` draws the same tokens.
-        timings: prefill and decode in seconds, tokens_per_second over both.
-    """
-
-    sequences: Tensor
-    completions: list[list[int]]
-    prompt_lengths: list[int]
-    lengths: list[int]
-    finish_reasons: list[str]
-    errors: list[str | None]
-    logprobs: Tensor
-    processed_logprobs: Tensor
-    seeds: list[int]
-    timings: dict[str, float]
-
-
-class GenerationError(RuntimeError):
-    """A row ended in an error; the others are finished. `result` is the whole GenerationOutput."""
-
-    def __init__(self, message: str, result: GenerationOutput) -> None:
-        super().__init__(message)
-        self.result = result
-
-
-class ScoreError(RuntimeError):
-    """The model gave a row logits that are no distribution; the others are finished.
-
-    `result` is what score would have returned, with nan in all of that row.
-    """
-
-    def __init__(self, message: str, result: Tensor) -> None:
-        super().__init__(message)
-        self.result = result
 
 
 def generate(
@@ -87,6 +42,7 @@ def generate(
     max_running: int = _DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
     max_step_tokens: int = _DEFAULT_STEP_TOKENS,
+    tokenizer: Any = None,
     **options: Any,
 ) -> Tensor | GenerationOutput:
     """Continues prompts with the weights that `model` has now.
@@ -115,7 +71,12 @@ def generate(
         max_running: most rows that are computed at a time, 1 or more; the others wait.
         cache_bytes: most memory of the key/value cache in bytes. None: nine tenths of what is free on the device.
         max_step_tokens: most prompt tokens computed at a time, 1 or more; longer prompts go in chunks.
-        options: any option of GenerationConfig by name.
+        tokenizer: the model's, for `texts` of the result and for the options that look at text (stop, stop_at,
+            max_new_tokens="auto"): this package's, a tokenizers.Tokenizer, a fast one of transformers or a
+            tiktoken.Encoding. What is known of its tokens is made once for each tokenizer object.
+        options: any option of GenerationConfig by name. `stop_strings` is another name of `stop`.
+            `max_new_tokens="auto"` gives each prompt what demiurgic.text.suggest_max_new_tokens says of it, within the
+            context that is left.
 
     Returns:
         int64 [B * num_return_sequences, T + new] on the device of `input_ids` (of the model for lists), padded on the
@@ -132,6 +93,7 @@ def generate(
     """
     _check_flag("return_dict_in_generate", return_dict_in_generate)
     _check_flag("progress", progress)
+    auto_length = take_auto_length(options)
     generation = Generation(
         model,
         input_ids,
@@ -140,6 +102,8 @@ def generate(
         given=given_names(generation_config, options),
         logits_processor=logits_processor,
         stopping_criteria=stopping_criteria,
+        tokenizer=tokenizer,
+        auto_length=auto_length,
         want_logprobs=return_dict_in_generate,
         max_running=max_running,
         cache_bytes=cache_bytes,
@@ -211,6 +175,10 @@ def score(
 
 def merged(config: _C.GenerationConfig | None, options: dict[str, Any]) -> _C.GenerationConfig:
     """A copy of `config`, or of the defaults, with `options` on top."""
+    if "stop_strings" in options:  # Hugging Face's name
+        if "stop" in options:
+            raise TypeError("stop and stop_strings are the same option; give one of them.")
+        options = {("stop" if name == "stop_strings" else name): value for name, value in options.items()}
     _check_names(options)
     if config is None:
         return _C.GenerationConfig(**options)
@@ -226,7 +194,8 @@ def given_names(config: _C.GenerationConfig | None, options: dict[str, Any]) -> 
     """The options that the user chose: those given by name, and those of `config` that differ from the defaults."""
     defaults = _C.GenerationConfig()
     names = [] if config is None else [option["name"] for option in _C.options()]
-    return {*options, *(name for name in names if getattr(config, name) != getattr(defaults, name))}
+    named = {"stop" if name == "stop_strings" else name for name in options}
+    return {*named, *(name for name in names if getattr(config, name) != getattr(defaults, name))}
 
 
 class Generation:
@@ -246,6 +215,8 @@ class Generation:
         max_running: int = _DEFAULT_MAX_RUNNING,
         cache_bytes: int | None = None,
         max_step_tokens: int = _DEFAULT_STEP_TOKENS,
+        tokenizer: Any = None,
+        auto_length: bool = False,
     ) -> None:
         _check_limits(max_running, cache_bytes, max_step_tokens)
         module = unwrap(model)
@@ -253,13 +224,18 @@ class Generation:
         criteria = hooks_in("stopping_criteria", stopping_criteria)
         config = _resolved(named_eos(criteria, config, given), module.config)
         self.prompts = _prompts(input_ids, attention_mask, config, module.config)
-        taken = take_over(processors, criteria, _surroundings(config, given, self.prompts, module.config))
+        around = _surroundings(config, given, self.prompts, module.config)._replace(tokenizer=tokenizer)
+        taken = take_over(processors, criteria, around)
         config = config.replace(**taken.options)
         self.copies: int = config.num_return_sequences
         self._pad = _padding_id(config)
         self._want_logprobs = want_logprobs
         self._engine = _engine_for(module, live_weights(module), cache_bytes, max_step_tokens)
         num_prompts = len(self.prompts.ids)
+        self._token_bytes = None if tokenizer is None else token_bytes(tokenizer)
+        lengths: list[int] = []
+        if auto_length:
+            lengths = auto_lengths(self.prompts.ids, self._token_bytes, config, module.config)
         request = _C.Request(
             prompts=self.prompts.ids,
             config=config,
@@ -268,6 +244,8 @@ class Generation:
             want_logprobs=want_logprobs,
             hooks=_core_hooks(taken.hooks, self.prompts.width, self._pad),
             max_seconds=taken.seconds,
+            token_bytes=self._token_bytes or taken.token_bytes,
+            max_new_tokens=lengths,
         )
         if config.seed is None and _samples(config):
             self._engine.check(request)  # a refused call must not draw from the user's generator
@@ -275,7 +253,8 @@ class Generation:
         self.seeds = request.seeds
         self._call = self._engine.add(request)
         self._device = self.prompts.device or next(module.parameters()).device
-        _warn_of_growth(self.prompts.ids, config, module.config)
+        if not auto_length or config.max_length is not None:
+            _warn_of_growth(self.prompts.ids, config, module.config)
 
     @property
     def num_rows(self) -> int:
@@ -289,8 +268,19 @@ class Generation:
         """The generated ids of a row from the `start`-th on, so far."""
         return self._call.tokens(row, start)
 
+    def settled(self, row: int) -> tuple[int, int]:
+        """How many of the generated ids of a row, and bytes of their text, stay, whatever comes.
+
+        The others are part of what may become a stop string, or a cycle that is trimmed, and may be taken back.
+        """
+        return self._call.settled(row)
+
+    def text(self, row: int, start: int = 0) -> bytes:
+        """UTF-8 of a row's generated text from the `start`-th byte on, as far as it is settled; needs a tokenizer."""
+        return self._call.text(row, start)
+
     def finish_reason(self, row: int) -> str:
-        """none while the row is under way, else eos | stop | length | error | cancelled."""
+        """none while the row is under way, else eos | stop | length | repetition | error | cancelled."""
         return self._call.finish_reason(row)
 
     def __enter__(self) -> Generation:
@@ -323,7 +313,12 @@ class Generation:
             processed_logprobs=self._padded([self._call.processed_logprobs(row) for row in rows], new),
             seeds=self.seeds,
             timings={**timings, "tokens_per_second": sum(lengths) / seconds if seconds else 0.0},
+            texts=None if self._token_bytes is None else [self._text(row) for row in rows],
+            stop_reasons=[self._call.stopped_by(row) for row in rows],
         )
+
+    def _text(self, row: int) -> str:
+        return self._call.text(row).decode("utf-8", errors="replace")
 
     def _padded(self, values: list[list[float]], width: int) -> Tensor:
         """float32 [rows, width], nan after the end of each row."""
@@ -336,8 +331,8 @@ class Generation:
 def _surroundings(
     config: _C.GenerationConfig, given: Collection[str], prompts: Prompts, model_config: Any
 ) -> Surroundings:
-    lengths = [len(prompt) for prompt in prompts.ids for _ in range(config.num_return_sequences)]
-    return Surroundings(config, given, prompts.width, lengths, model_config.vocab_size)
+    rows = [prompt for prompt in prompts.ids for _ in range(config.num_return_sequences)]
+    return Surroundings(config, given, prompts.width, rows, model_config.vocab_size)
 
 
 def _core_hooks(hooks: Hooks | None, prompt_width: int, padding: int) -> _C.Hooks | None:
@@ -378,6 +373,8 @@ _KEYWORDS = (
     "max_running",
     "cache_bytes",
     "max_step_tokens",
+    "tokenizer",
+    "stop_strings",
 )
 
 
