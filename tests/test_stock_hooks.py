@@ -447,7 +447,7 @@ def written(shipped, count=40):
 def test_stop_strings_are_the_option_where_the_tokenizer_is_given(shipped):
     model, tokenizer = shipped
     prompts, plain = written(shipped)
-    for begin in range(2, 12, 3):
+    for begin in range(17, 40, 4):
         strings = [text[begin : begin + 3] for text in plain.texts]
         criterion = criteria_of.StopStringCriteria(tokenizer, strings)
         options = {"max_new_tokens": 40, "seed": 5, "stopping_criteria": [criterion], "return_dict_in_generate": True}
@@ -461,14 +461,15 @@ def test_stop_strings_are_the_option_where_the_tokenizer_is_given(shipped):
 @pytest.mark.parametrize(
     ("strings", "prompt", "options", "stops"),
     [
-        (["\n\n", "x"], "a =", {}, ["\n\n", "x"]),
+        (["\n\n", "y"], "a =", {}, ["\n\n", "y"]),
         (["xyz", "y", "ay"], "a =", {}, ["y"]),
         (["\n\n"], "a =\n", {}, None),  # may be complete with the first new token
-        (["> x"], "a =", {}, None),  # special tokens end in >
-        (["x"], "a =", {"min_new_tokens": 2}, None),
-        (["x"], "a =", {"include_stop": False}, None),
-        (["x"], "a =", {"stop_at": "function"}, None),
-        (["x"], "<bos>", {}, None),  # the blank that begins a text may be no part of it
+        (["> y"], "a =", {}, None),  # special tokens end in >
+        (["ix"], "a =", {}, None),  # the names of some have it
+        (["y"], "a =", {"min_new_tokens": 2}, None),
+        (["y"], "a =", {"include_stop": False}, None),
+        (["y"], "a =", {"stop_at": "function"}, None),
+        (["y"], "<bos>", {}, None),  # the blank that begins a text may be no part of it
     ],
 )
 def test_stop_strings_that_mean_something_else_are_called(shipped, strings, prompt, options, stops):
@@ -484,7 +485,7 @@ def test_stop_strings_that_mean_something_else_are_called(shipped, strings, prom
 
 def test_stop_beside_its_criterion_is_refused(shipped):
     model, tokenizer = shipped
-    criterion = criteria_of.StopStringCriteria(tokenizer, ["x"])
+    criterion = criteria_of.StopStringCriteria(tokenizer, ["q"])
     for name in ("stop", "stop_strings"):
         with pytest.raises(ValueError, match=r"StopStringCriteria, and stop=\['y'\] is given beside it"):
             generate(model, [[1]], stopping_criteria=criterion, tokenizer=tokenizer, **{name: "y"})
@@ -510,19 +511,20 @@ def test_what_ends_a_row_that_waits_for_a_longer_match(shipped):
     model, tokenizer = shipped
     prompts, plain = written(shipped)
     tokens, text = plain.completions[0], plain.texts[0]
+    first = text.index("mean")
     # The second string lies inside of what may become the first.
-    stop = [text[2:6] + "\0", text[3:5]]
-    places = range(1, 40)
-    end = next(n for n in places if text[3:5] in tokenizer.decode(tokens[:n]))
+    stop = ["a mean\0", "mean"]
+    end = next(n for n in range(1, 40) if "mean" in tokenizer.decode(tokens[:n]))
     options = {"max_new_tokens": 40, "seed": 5, "tokenizer": tokenizer, "stop": stop, "return_dict_in_generate": True}
 
     def at_once(input_ids, scores):
         return input_ids.shape[1] >= len(prompts[0]) + end
 
-    criteria = [at_once], [criteria_of.MaxTimeCriteria(0.0)] if end == 1 else [at_once]
-    for given in criteria:
-        result = generate(model, prompts[:1], stopping_criteria=given, **options)
-        assert result.finish_reasons == ["stop"] and result.stop_reasons == [text[3:5]] and result.texts == [text[:3]]
+    plain = generate(model, prompts[:1], **options)
+    assert len(plain.completions[0]) < end and text[first - 2 : first] == "a "
+    result = generate(model, prompts[:1], stopping_criteria=at_once, **options)
+    assert result.finish_reasons == ["stop"] and result.stop_reasons == ["mean"] and result.texts == [text[:first]]
+    check_equal(result, plain)
 
 
 # ---- without them ---------------------------------------------------------------------------------------------------
