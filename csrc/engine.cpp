@@ -535,6 +535,7 @@ std::string Engine::explain(int64_t no_token, bool hooked) const {
 
 void Engine::finish(Sequence& sequence, FinishReason reason) {
     sequence.finish_reason = reason;
+    sequence.repetition.reset();  // its memory
     scheduler_.remove(sequence);
     --sequence.call->num_unfinished;
 }

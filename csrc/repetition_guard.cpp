@@ -5,17 +5,22 @@
 namespace demiurgic {
 
 RepetitionGuard::RepetitionGuard(int64_t min_copies, int64_t min_tokens, int64_t most_tokens)
-    : num_periods_(std::clamp<int64_t>(most_tokens / min_copies, 0, kLongestPeriod)),
-      tokens_(num_periods_, -1),
-      runs_(num_periods_, 0) {
+    : min_copies_(min_copies),
+      min_tokens_(min_tokens),
+      num_periods_(std::clamp<int64_t>(most_tokens / min_copies, 0, kLongestPeriod)) {}
+
+void RepetitionGuard::begin() {
+    tokens_.assign(num_periods_, -1);
+    runs_.assign(num_periods_, 0);
     enough_.reserve(num_periods_);
     for (int64_t period = num_periods_; period >= 1; --period) {
-        const int64_t enough = std::max((min_copies - 1) * period, min_tokens - period);
+        const int64_t enough = std::max((min_copies_ - 1) * period, min_tokens_ - period);
         enough_.push_back(static_cast<int32_t>(std::min<int64_t>(enough, INT32_MAX)));
     }
 }
 
 void RepetitionGuard::append(int64_t token) {
+    if (tokens_.empty()) begin();
     const int32_t last = static_cast<int32_t>(token);
     const int32_t* before = tokens_.data() + (static_cast<int64_t>(tokens_.size()) - num_periods_);
     int32_t* runs = runs_.data();

@@ -29,8 +29,13 @@ public:
     int64_t longest_run() const;
 
 private:
-    int64_t num_periods_;  // the longest that can count
+    void begin();
+
+    const int64_t min_copies_;
+    const int64_t min_tokens_;
+    const int64_t num_periods_;  // the longest that can count
     int64_t period_ = 0;
+    // Empty before the first token: rows that wait need no memory.
     std::vector<int32_t> tokens_;  // num_periods_ times -1, then the row
     // Periods from the longest down to 1, so that they lie as the tokens do that they are compared with.
     std::vector<int32_t> runs_;    // how many of the last tokens equal those a period before

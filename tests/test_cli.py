@@ -275,6 +275,27 @@ def test_only_a_default_length_ends_with_the_context(run: Run, folder: Path, fla
     assert ended.err.count("\n") == longer
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_text_ends_before_the_stop_string(run: Run, folder: Path, rows: int) -> None:
+    flags = ["--model", folder, "--max-new-tokens", 40, "--seed", 5, "--num-return-sequences", rows]
+    whole = report(run("generate", "x", *flags, "--json"))
+    stop = next(c for c in whole["completions"][0][3:] if c != "\ufffd")
+    expected = [text.split(stop)[0] for text in whole["completions"]]
+    got = report(run("generate", "x", *flags, "--json", "--stop", stop))
+    assert (got["completions"], got["texts"]) == (expected, ["x" + text for text in expected])
+    assert (got["finish_reasons"][0], got["stop_reasons"][0]) == ("stop", stop)
+    shown = run("generate", "x", *flags, "--stop", stop)
+    assert shown.out == "x" + expected[0] if rows == 1 else all("x" + text in shown.out for text in expected)
+
+
+def test_a_loop_is_ended_unless_it_is_switched_off(run: Run) -> None:
+    loop = ["generate", "x", "--json", "--max-tokens", 90, "--logit-bias", "400=1e9", "--preset", "greedy"]
+    got = report(run(*loop))
+    assert (got["finish_reasons"], got["completion_tokens"]) == (["repetition"], [64])
+    got = report(run(*loop, "--stop-on-repetition", "none"))
+    assert (got["finish_reasons"], got["completion_tokens"]) == (["length"], [90])
+
+
 # ---- mistakes and failures ------------------------------------------------------------------------------------------
 
 

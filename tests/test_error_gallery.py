@@ -23,7 +23,7 @@ import torch.distributed as dist
 from models import fixed_logits_model, tiny_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
-from tokenizers import models
+from tokenizers import decoders, models
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -32,6 +32,7 @@ from torch.nn.utils import parametrizations
 
 import demiurgic
 from demiurgic import (
+    _C,
     DemiurgicConfig,
     DemiurgicForCausalLM,
     DemiurgicModel,
@@ -39,6 +40,7 @@ from demiurgic import (
     cli,
     generate,
     score,
+    text,
 )
 from demiurgic.loading import SHIPPED_MODELS
 from demiurgic.tokenizer import Tokenizer
@@ -300,6 +302,12 @@ def without_special_tokens() -> Tokenizer:
     return Tokenizer("plain")
 
 
+def word_pieces() -> Backend:
+    backend = Backend(models.WordPiece({"a": 0}))
+    backend.decoder = decoders.WordPiece()
+    return backend
+
+
 def shipped_tokenizer_with_config(text: str) -> None:
     shutil.copy(SHIPPED_MODELS["tiny"] / "tokenizer.json", "tokenizer.json")
     Path("config.json").write_text(text)
@@ -338,6 +346,9 @@ GALLERY: dict[str, list[Snippet]] = {
         options(logit_bias=[5]),
         options(logit_bias={"a": 1}),
         options(seed=1.5),
+        options(stop=b"end"),
+        options(stop=["a", 5]),
+        options(stop_at=True),
     ],
     "Value out of range": [
         options(max_new_tokens=-1),
@@ -360,6 +371,11 @@ GALLERY: dict[str, list[Snippet]] = {
         options(logit_bias={1: -INF}),
         options(seed=-1),
         options(max_new_tokens=2**63),
+        options(stop=["a", ""]),
+        options(stop="\ud800"),
+        options(stop_at="method"),
+        options(stop_on_repetition=1),
+        options(repetition_min_tokens=0),
     ],
     "Options that contradict each other": [
         options(max_new_tokens=None),
@@ -386,6 +402,22 @@ GALLERY: dict[str, list[Snippet]] = {
         call(return_dict_in_generate="yes"),
         call(progress=1),
         call(max_runing=8),
+    ],
+    "Options that look at text": [
+        call(stop="a"),
+        call(stop_at="function"),
+        call(stop="a", stop_strings="a"),
+        call(max_new_tokens="auto"),
+        call([[1] * 256], max_new_tokens="auto", tokenizer=_C.TokenBytes(["a"] * 97, [], "raw")),
+        call(stop="a", tokenizer="gpt2"),
+        lambda: call(stop="a", tokenizer=word_pieces())(),
+    ],
+    "Helpers of demiurgic.text": [
+        lambda: text.extract_first_code_block(b"x"),  # type: ignore[arg-type]
+        lambda: text.suggest_max_new_tokens("x", "file"),
+        lambda: text.repetition_score([1], 0),
+        lambda: text.repetition_score([1], 1.5),  # type: ignore[arg-type]
+        lambda: text.repetition_score(5),
     ],
     "Hooks beside options": [
         call(logits_processor=3),

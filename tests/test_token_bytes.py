@@ -158,12 +158,12 @@ def test_a_table_is_made_once_and_goes_with_its_tokenizer() -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "error", "message"),
     [
-        ("gpt2", TypeError, "tokenizer is a str; give a demiurgic or transformers tokenizer"),
-        (object(), TypeError, "tokenizer is a object"),
+        ("gpt2", TypeError, "tokenizer is of type str; give a demiurgic or transformers tokenizer"),
+        (object(), TypeError, "tokenizer is of type object"),
         (pieces(decoders.WordPiece()), ValueError, "tokenizer decodes with WordPiece, so its tokens alone"),
         (pieces(decoders.BPEDecoder()), ValueError, "tokenizer decodes with BPEDecoder"),
         (pieces(decoders.CTC()), ValueError, "tokenizer decodes with CTC"),
-        (Backend(models.BPE()), ValueError, "tokenizer decodes with no decoder"),
+        (Backend(models.BPE()), ValueError, "tokenizer has no decoder"),
         (pieces(decoders.Replace("a", "b")), ValueError, "tokenizer decodes with Replace"),
         (pieces(decoders.Fuse()), ValueError, "tokenizer decodes with Fuse"),
         (

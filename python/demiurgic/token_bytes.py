@@ -62,7 +62,7 @@ def _backend(tokenizer: Any) -> tuple[Any, set[int]]:
     inner = getattr(tokenizer, "_tokenizer", None)
     if isinstance(inner, tokenizers.Tokenizer):  # ours, and the fast ones of transformers
         return inner, set(getattr(tokenizer, "all_special_ids", ()))
-    raise TypeError(f"tokenizer is a {type(tokenizer).__name__}; {_KNOWN}.")
+    raise TypeError(f"tokenizer is of type {type(tokenizer).__name__}; {_KNOWN}.")
 
 
 def _of_tiktoken(encoding: Any) -> _C.TokenBytes:
@@ -101,8 +101,8 @@ def _spelling(backend: tokenizers.Tokenizer) -> tuple[str, str]:
         drops_token = blanks[0]["type"] == "Metaspace" and blanks[0].get("prepend_scheme", "always") != "never"
         spelling = "byte_fallback" if "ByteFallback" in kinds else "pieces"
         return spelling, "token_dropped" if drops_token else "one_dropped" if strips else "kept"
-    named = ", ".join(sorted(str(kind) for kind in kinds)) if decoder else "no decoder"
-    raise ValueError(f"tokenizer decodes with {named}, so its tokens alone do not make the text; {_KNOWN}.")
+    named = "decodes with " + ", ".join(sorted(map(str, kinds))) if decoder else "has no decoder"
+    raise ValueError(f"tokenizer {named}, so its tokens alone do not make the text; {_KNOWN}.")
 
 
 def _is_blank_mark(step: dict[str, Any]) -> bool:
