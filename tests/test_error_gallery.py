@@ -29,6 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations
+from transformers import TextStreamer
 
 import demiurgic
 from demiurgic import (
@@ -39,7 +40,10 @@ from demiurgic import (
     GenerationConfig,
     cli,
     generate,
+    html_view,
     score,
+    show,
+    stream,
     text,
 )
 from demiurgic.loading import SHIPPED_MODELS
@@ -349,6 +353,8 @@ GALLERY: dict[str, list[Snippet]] = {
         options(stop=b"end"),
         options(stop=["a", 5]),
         options(stop_at=True),
+        options(top_logprobs_mode=1),
+        options(top_logprobs_mode=None),
     ],
     "Value out of range": [
         options(max_new_tokens=-1),
@@ -370,6 +376,8 @@ GALLERY: dict[str, list[Snippet]] = {
         options(logit_bias={-1: 2.0}),
         options(logit_bias={1: -INF}),
         options(seed=-1),
+        options(top_logprobs=1001),
+        options(top_logprobs_mode="cooked"),
         options(max_new_tokens=2**63),
         options(stop=["a", ""]),
         options(stop="\ud800"),
@@ -426,6 +434,20 @@ GALLERY: dict[str, list[Snippet]] = {
         stock("UnbatchedClassifierFreeGuidanceLogitsProcessor", 1.5, None),
         stock("PrefixConstrainedLogitsProcessor", lambda row, tokens: [1], 2),
         stock("RepetitionPenaltyLogitsProcessor", 1.5, prompt_ignore_length=torch.tensor([1])),
+    ],
+    "Numbers that would not be returned": [
+        call(top_logprobs=5),
+        call(prompt_logprobs=True),
+        call(entropy=True),
+        command('demiurgic generate "x" --top-logprobs 3'),
+    ],
+    "Streams and streamers": [
+        lambda: stream(tiny_model(), [1, 2], tokenizer="tiny"),
+        lambda: stream(tiny_model(), [1, 2]).result(),
+        lambda: show(stream(tiny_model(), [1, 2])),
+        call(streamer="yes"),
+        call([[1], [2]], streamer=TextStreamer(Tokenizer(SHIPPED_MODELS["tiny"]))),
+        lambda: html_view(list(stream(tiny_model(), [1, 2], max_new_tokens=1)), Tokenizer(SHIPPED_MODELS["tiny"])),  # type: ignore[arg-type]
     ],
     # prompts and masks
     "Prompts of a wrong form": [

@@ -48,6 +48,10 @@ DEFAULTS = {
     "stop_on_repetition": None,
     "repetition_min_tokens": 64,
     "trim_repetition": False,
+    "top_logprobs": 0,
+    "top_logprobs_mode": "raw",
+    "prompt_logprobs": False,
+    "entropy": False,
 }
 # One value of each option that is not its default.
 CHANGED = {
@@ -81,6 +85,10 @@ CHANGED = {
     "stop_on_repetition": 3,
     "repetition_min_tokens": 1,
     "trim_repetition": True,
+    "top_logprobs": 5,
+    "top_logprobs_mode": "both",
+    "prompt_logprobs": True,
+    "entropy": True,
 }
 
 
@@ -218,6 +226,21 @@ REFUSED = [
     ("repetition_min_tokens", None, TypeError, "repetition_min_tokens is None, but must be an integer of 1 or more"),
     ("trim_repetition", "yes", TypeError, "trim_repetition is 'yes'"),
     ("trim_repetition", None, TypeError, "trim_repetition is None, but must be True or False"),
+    ("top_logprobs", -1, ValueError, "top_logprobs is -1, but must be an integer from 0 to 1000 (0 or None switches"),
+    ("top_logprobs", 1001, ValueError, "top_logprobs is 1001, but must be an integer from 0 to 1000"),
+    ("top_logprobs", 2.0, TypeError, "top_logprobs is 2.0 of type float, but must be int | None"),
+    ("top_logprobs", True, TypeError, "top_logprobs is True of type bool"),
+    (
+        "top_logprobs_mode",
+        "cooked",
+        ValueError,
+        "top_logprobs_mode is 'cooked', but must be 'raw', 'processed' or 'both'",
+    ),
+    ("top_logprobs_mode", None, TypeError, "top_logprobs_mode is None, but must be 'raw', 'processed' or 'both'"),
+    ("top_logprobs_mode", 1, TypeError, "top_logprobs_mode is 1 of type int, but must be str"),
+    ("prompt_logprobs", 1, TypeError, "prompt_logprobs is 1 of type int, but must be bool"),
+    ("prompt_logprobs", None, TypeError, "prompt_logprobs is None, but must be True or False"),
+    ("entropy", "yes", TypeError, "entropy is 'yes' of type str, but must be bool"),
 ]
 DOORS = {
     "constructor": lambda name, value: GenerationConfig(**{name: value}),
@@ -284,6 +307,9 @@ ALLOWED = [
     ("eos_token_id", [3], 3),
     ("eos_token_id", [3, 4], [3, 4]),
     ("eos_token_id", [], []),
+    ("top_logprobs", 1000, 1000),
+    ("top_logprobs", None, 0),
+    ("top_logprobs_mode", "processed", "processed"),
     ("seed", 2**64 - 1, 2**64 - 1),
     ("stop", "a", ["a"]),
     ("stop", ("a", "b"), ["a", "b"]),

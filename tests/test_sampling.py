@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from models import fixed_logits_model, table_model, tiny_model
-from sampler_oracle import derive_seed, edited, next_token, philox4x32
+from sampler_oracle import derive_seed, edited, next_token, philox4x32, processed_logits, report
 
 from demiurgic import _C, GenerationConfig, GenerationError, generate
 from demiurgic.engine import Generation
@@ -384,12 +384,22 @@ def random_case(r):
     return logits, prompt, options | {"seed": r.getrandbits(64), "eos_token_id": [r.randrange(vocab)]}
 
 
+def report_at(result, prefix, row, i):
+    """(ids, log-probabilities, entropy) of a position; the ids without the -1 after them, whose numbers must be nan."""
+    ids = getattr(result, f"{prefix}top_logprob_ids")[row, i].tolist()
+    numbers = getattr(result, f"{prefix}top_logprobs")[row, i].tolist()
+    listed = ids.index(-1) if -1 in ids else len(ids)
+    assert set(ids[listed:]) <= {-1} and all(map(math.isnan, numbers[listed:]))
+    return ids[:listed], numbers[:listed], getattr(result, f"{prefix}entropies")[row, i].item()
+
+
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("part", range(8))
 def test_every_bit_is_as_specified(part):
     for number in range(50 * part, 50 * (part + 1)):
         logits, prompt, options = random_case(random.Random(number))
-        config = GenerationConfig(max_new_tokens=5, num_return_sequences=2, **options)
+        told = {"top_logprobs": 1 + number % 7, "top_logprobs_mode": "both", "entropy": True}
+        config = GenerationConfig(max_new_tokens=5, num_return_sequences=2, **options, **told)
         result = generate(fixed_logits_model(logits), prompt, generation_config=config, return_dict_in_generate=True)
         for row, (completion, reason) in enumerate(zip(result.completions, result.finish_reasons, strict=True)):
             tokens = list(prompt)
@@ -397,6 +407,10 @@ def test_every_bit_is_as_specified(part):
                 expected = next_token(logits, tokens, len(prompt), config, derive_seed(options["seed"], row))
                 given = (token, result.logprobs[row, i].item(), result.processed_logprobs[row, i].item())
                 assert given == expected, (number, row, i)
+                raw = np.asarray(logits, dtype=np.float32)
+                processed = processed_logits(raw, tokens, len(prompt), config)
+                for prefix, distribution in (("", raw), ("processed_", processed)):
+                    assert report_at(result, prefix, row, i) == report(distribution, config.top_logprobs), (number, row)
                 tokens.append(token)
             if reason == "error":
                 left = edited(np.array(logits, dtype=np.float32), tokens, len(prompt), config)
@@ -631,6 +645,10 @@ ALIVE = {
     "stop_on_repetition": (REPEATS | {"repetition_min_tokens": 4}, 2),
     "repetition_min_tokens": (REPEATS | {"stop_on_repetition": 2}, 4),
     "trim_repetition": (REPEATS | {"stop_on_repetition": 2, "repetition_min_tokens": 4}, True),
+    "top_logprobs": ({}, 3),
+    "top_logprobs_mode": ({"top_logprobs": 3, "temperature": 0.5}, "processed"),
+    "prompt_logprobs": ({}, True),
+    "entropy": ({}, True),
 }
 
 
@@ -643,6 +661,8 @@ def observed(**options):
         computed = generation._engine.counters()["num_computed_tokens"]
     result = generation.result()
     numbers = [result.sequences, result.logprobs.nan_to_num(), result.processed_logprobs.nan_to_num()]
+    told = [result.top_logprobs, result.top_logprob_ids, result.entropies, result.prompt_logprobs]
+    numbers += [torch.zeros(0) if n is None else n.nan_to_num() for n in told]
     return [n.tolist() for n in numbers], computed
 
 
