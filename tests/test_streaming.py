@@ -390,7 +390,7 @@ def test_an_exception_of_a_step_reaches_the_consumer(monkeypatch: pytest.MonkeyP
         ({"tokenizer": "gpt2"}, TypeError, "tokenizer is a str, but must have a method decode"),
         ({"tokenizer": Tokenizer}, TypeError, "tokenizer is a type, but must"),
         ({"stop": "a"}, ValueError, "stop"),
-        ({"stop": "a", "tokenizer": Script([], [])}, TypeError, "tokenizer is a Script"),
+        ({"stop": "a", "tokenizer": Script([], [])}, TypeError, "tokenizer is of type Script"),
         ({"max_running": 0}, ValueError, "max_running is 0"),
     ],
 )
