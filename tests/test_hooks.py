@@ -36,6 +36,7 @@ OPTIONS = {
     },
 }
 BLOCK_BYTES = 2 * 2 * 16 * 2 * 8 * 4  # of the cache of tiny_model: k and v, layers, tokens, heads, head_dim, float32
+TOLD = {"top_logprobs": 4, "top_logprobs_mode": "both", "entropy": True, "prompt_logprobs": True}
 WAYS = {
     "all at once": {},
     "two at a time": {"max_running": 2},
@@ -92,6 +93,13 @@ def ends_on_multiples_of_seven(input_ids, scores):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_hooks_that_do_nothing_change_no_bit(name, way):
     model, options = tiny_model(), OPTIONS[name] | WAYS[way] | {"seed": SEEDS}
+    hooked = run(model, logits_processor=nothing, stopping_criteria=never, **options)
+    check_equal(hooked, run(model, **options))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_hooks_that_do_nothing_change_no_bit_on_any_instruction_set(name, isa):
+    model, options = tiny_model(), OPTIONS[name] | TOLD | {"seed": SEEDS}
     hooked = run(model, logits_processor=nothing, stopping_criteria=never, **options)
     check_equal(hooked, run(model, **options))
 
@@ -158,9 +166,6 @@ def test_raw_logprobs_stay_those_of_the_model():
     assert result.completions == [[wanted] * 6]
     torch.testing.assert_close(result.logprobs, score(model, result.sequences)[:, 2:], rtol=0, atol=1e-5)
     assert result.processed_logprobs.tolist() == [[0.0] * 6]
-
-
-TOLD = {"top_logprobs": 4, "top_logprobs_mode": "both", "entropy": True, "prompt_logprobs": True}
 
 
 @pytest.mark.parametrize("reference", [False, True])
