@@ -1,3 +1,4 @@
+#include <pybind11/functional.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -11,7 +12,7 @@
 #include "stopping.h"
 
 // Python's face of the core: convert, name, document, release the GIL; nothing else. Tensors never leave or enter but as
-// the parameters of a model.
+// the parameters of a model, and where a hook of the user's is called.
 namespace py = pybind11;
 
 namespace demiurgic {
@@ -405,6 +406,45 @@ private:
     std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
+// ---- hooks ----------------------------------------------------------------------------------------------------------
+
+// A method of demiurgic.hooks.Hooks. Called, it takes the GIL; it may be called on any thread.
+template <class Result>
+using HookMethod = std::function<Result(at::Tensor, at::Tensor, at::Tensor, std::vector<int64_t>)>;
+
+// Ctrl-C, on the main thread, which happened to be in a hook, perhaps of another thread's call.
+bool is_interrupt(const py::error_already_set& error) {
+    const py::gil_scoped_acquire gil;
+    if (!error.matches(PyExc_KeyboardInterrupt)) return false;
+    const py::module_ threading = py::module_::import("threading");
+    return threading.attr("main_thread")().is(threading.attr("current_thread")());
+}
+
+template <class Result>
+std::function<Result(const HookRows&)> hook_of(const std::optional<HookMethod<Result>>& given) {
+    if (!given) return {};
+    return [method = *given](const HookRows& shown) {
+        try {
+            return method(shown.input_ids, shown.scores, shown.rows, shown.lengths);
+        } catch (const py::error_already_set& error) {
+            if (is_interrupt(error)) throw HookInterrupted{std::current_exception()};
+            throw;
+        }
+    };
+}
+
+void bind_hooks(py::module_& m) {
+    py::class_<Hooks, std::shared_ptr<Hooks>>(m, "Hooks", "What a call asks at every position.")
+        .def(py::init([](const std::optional<HookMethod<at::Tensor>>& process,
+                         const std::optional<HookMethod<std::vector<bool>>>& stop, int64_t prompt_width,
+                         int64_t padding) {
+                 return std::make_shared<Hooks>(Hooks{hook_of(process), hook_of(stop), prompt_width, padding});
+             }),
+             py::kw_only(), "process"_a, "stop"_a, "prompt_width"_a, "padding"_a);
+}
+
+// ---- calls ----------------------------------------------------------------------------------------------------------
+
 // A call and the engine that works on it; gone from Python, it is cancelled.
 struct CallHandle {
     std::shared_ptr<Engine> engine;
@@ -568,7 +608,11 @@ std::vector<std::pair<std::vector<float>, std::string>> score_rows(Engine& engin
 }
 
 py::dict counters(const Engine& engine) {
-    const EngineCounters c = engine.counters();
+    EngineCounters c;
+    {
+        const py::gil_scoped_release release;  // the lock may be held by a thread that wants the GIL
+        c = engine.counters();
+    }
     return py::dict("num_steps"_a = c.num_steps, "num_computed_tokens"_a = c.num_computed_tokens,
                     "num_preemptions"_a = c.num_preemptions, "num_used_blocks"_a = c.num_used_blocks,
                     "cache_bytes"_a = c.cache_bytes, "num_kept_tokens"_a = c.num_kept_tokens,
@@ -620,17 +664,21 @@ void bind_engine(py::module_& m) {
         .def(py::init([](std::vector<std::vector<int64_t>> prompts, const GenerationConfig& config,
                          std::vector<uint64_t> seeds, int64_t max_running, bool want_logprobs,
                          const std::optional<std::shared_ptr<TokenBytes>>& token_bytes,
-                         std::vector<int64_t> max_new_tokens) {
+                         std::vector<int64_t> max_new_tokens, const std::optional<std::shared_ptr<Hooks>>& hooks,
+                         std::optional<double> max_seconds) {
                  return Request{std::move(prompts),
                                 config,
                                 std::move(seeds),
                                 max_running,
                                 want_logprobs,
                                 token_bytes.value_or(nullptr),
-                                std::move(max_new_tokens)};
+                                std::move(max_new_tokens),
+                                hooks.value_or(nullptr),
+                                max_seconds};
              }),
              py::kw_only(), "prompts"_a, "config"_a, "seeds"_a, "max_running"_a, "want_logprobs"_a,
-             "token_bytes"_a = py::none(), "max_new_tokens"_a = std::vector<int64_t>())
+             "token_bytes"_a = py::none(), "max_new_tokens"_a = std::vector<int64_t>(), "hooks"_a = py::none(),
+             "max_seconds"_a = py::none())
         .def_readwrite("seeds", &Request::seeds, "One a row of the result, 0 to 2**64 - 1.");
     py::class_<Engine, std::shared_ptr<Engine>> cls(m, "Engine",
                                                     "Generates for all calls that are under way on one model.");
@@ -682,6 +730,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("presets", &list_presets, "The presets of GenerationConfig and what each is for.");
     m.def("derive_seed", &derive_seed, "seed"_a, "i"_a, "The seed of the i-th of the rows that share `seed`.");
     bind_model(m);
+    bind_hooks(m);
     bind_texts(m);
     bind_call(m);
     bind_engine(m);

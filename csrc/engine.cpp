@@ -37,6 +37,7 @@ class Engine::Stepping {
 public:
     Stepping(Engine& engine, std::unique_lock<std::mutex>& lock) : engine_(engine), lock_(lock) {
         engine_.stepping_ = true;
+        engine_.stepping_thread_ = std::this_thread::get_id();
     }
     ~Stepping() {
         if (!lock_.owns_lock()) lock_.lock();
@@ -124,6 +125,13 @@ std::shared_ptr<Call> make_call(const Request& request) {
     auto call = std::make_shared<Call>();
     call->max_running = request.max_running;
     call->want_logprobs = request.want_logprobs;
+    call->hooks = request.hooks;
+    if (request.max_seconds) {
+        // As double, and bounded: who gives years may give any number.
+        const std::chrono::duration<double> seconds(std::clamp(*request.max_seconds, 0.0, 1e9));
+        call->deadline =
+            std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::steady_clock::duration>(seconds);
+    }
     const int64_t copies = request.config.num_return_sequences;
     auto config = std::make_shared<const GenerationConfig>(request.config);
     const auto rules = request.token_bytes ? std::make_shared<TextRules>(request.token_bytes, config) : nullptr;
@@ -138,6 +146,7 @@ std::shared_ptr<Call> make_call(const Request& request) {
             const uint64_t seed = request.seeds[call->sequences.size()];
             auto sequence = std::make_unique<Sequence>(prompt, config, seed);
             sequence->call = call.get();
+            sequence->row = static_cast<int64_t>(call->sequences.size());
             sequence->shared_prompt = shared;
             if (rules) sequence->text = std::make_unique<RowText>(rules, prompt);
             sequence->prompt_logprobs = logprobs;
@@ -237,7 +246,16 @@ void Engine::wait(std::unique_lock<std::mutex>& lock, const Poll& poll) {
     lock.lock();
 }
 
+// A hook that waited for the end of the step that it is part of would wait for ever.
+void Engine::check_not_in_hook() const {
+    if (!stepping_ || stepping_thread_ != std::this_thread::get_id()) return;
+    throw std::runtime_error(
+        "A logits processor or a stopping criterion used the engine of the model that is just generating with it; "
+        "generate with another model in it, or call the model's forward.");
+}
+
 void Engine::wait_for_step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
+    check_not_in_hook();
     ++num_adding_;
     try {
         while (stepping_) wait(lock, poll);
@@ -339,6 +357,7 @@ void Engine::grow_cache_to(double wanted) {
 
 bool Engine::advance(Call& call, const Poll& poll) {
     std::unique_lock lock(mutex_);
+    check_not_in_hook();
     const int64_t steps_before = call.num_steps;
     while (!call.finished() && call.num_steps == steps_before) {
         if (stepping_ || num_adding_ > 0) {
@@ -347,6 +366,7 @@ bool Engine::advance(Call& call, const Poll& poll) {
             step(lock, poll);
         }
     }
+    if (call.failure) std::rethrow_exception(std::exchange(call.failure, nullptr));
     return !call.finished();
 }
 
@@ -378,26 +398,26 @@ void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
     const at::Tensor logits = work.empty() ? at::Tensor() : decoder_.decode(batch, cache_, poll);
     const std::vector<float> scored = scores(batch, logits);
     Rounds rounds(batch);
-    std::vector<Sample> samples = sample(rounds, logits);
+    Choices choices = sample(rounds, logits);
     lock.lock();
     commit(work);
     accept_scores(work, batch, scored);
-    accept(rounds, samples);
+    accept(rounds, choices);
     charge(work, watch.seconds());
     // Whenever the lock is free, what was accepted so far stands as if the step had ended: it may be left at any round.
     while (rounds.next()) {
         lock.unlock();
-        samples = sample(rounds, logits);
+        choices = sample(rounds, logits);
         lock.lock();
         for (Sequence* sequence : rounds.sequences()) scheduler_.draft_accepted(*sequence);
-        accept(rounds, samples);
+        accept(rounds, choices);
         charge(work, watch.seconds());
     }
 }
 
-std::vector<Sample> Engine::sample(const Rounds& rounds, const at::Tensor& logits) {
+Choices Engine::sample(const Rounds& rounds, const at::Tensor& logits) {
     if (rounds.sequences().empty()) return {};
-    return sampler_.sample(rounds.logits(logits), rounds.sequences());
+    return choose(sampler_, rounds.logits(logits), rounds.sequences());
 }
 
 // Of Batch::scored_tokens.
@@ -432,7 +452,7 @@ void Engine::accept_scores(const std::vector<Work>& work, const Batch& batch, co
         const auto begin = next, end = next += span.count;
         std::vector<float>& logprobs = *sequence->prompt_logprobs;
         if (std::any_of(begin, end, [](float logprob) { return std::isnan(logprob); })) {
-            sequence->error = explain(kNotFinite);
+            sequence->error = explain(kNotFinite, /*hooked=*/false);
             finish(*sequence, FinishReason::error);
             continue;  // how many were scored before depends on the chunks; Sequence::all_prompt_logprobs gives none
         }
@@ -447,17 +467,46 @@ void Engine::accept_scores(const std::vector<Work>& work, const Batch& batch, co
     }
 }
 
-void Engine::accept(const Rounds& rounds, const std::vector<Sample>& samples) {
-    for (size_t i = 0; i < samples.size(); ++i) {
+void Engine::accept(const Rounds& rounds, const Choices& choices) {
+    for (size_t i = 0; i < choices.samples.size(); ++i) {
         Sequence& sequence = *rounds.sequences()[i];
         // Finished: its prompt could not be scored. Cancelled: whoever did that has read what there is.
-        if (!sequence.finished() && !sequence.call->cancelled) accept(sequence, samples[i]);
+        if (sequence.finished() || sequence.call->cancelled || choices.samples[i].token == kHookFailed) continue;
+        accept(sequence, choices.samples[i], choices.ended[i]);
+    }
+    for (const auto& [call, failure] : choices.failures) {
+        call->failure = failure;
+        end(*call, FinishReason::cancelled);
+    }
+    end_late_calls();
+}
+
+void Engine::end_late_calls() {
+    for (const auto& call : calls_) {
+        if (call->deadline && std::chrono::steady_clock::now() > *call->deadline) end(*call, FinishReason::length);
     }
 }
 
-void Engine::accept(Sequence& sequence, const Sample& sample) {
+void Engine::end(Call& call, FinishReason reason) {
+    for (const auto& sequence : call.sequences) {
+        if (sequence->finished()) continue;
+        if (reason == FinishReason::cancelled) {
+            finish(*sequence, reason);
+        } else {
+            finish_trimmed(*sequence, reason_to_end(*sequence, reason));
+        }
+    }
+}
+
+void Engine::finish_trimmed(Sequence& sequence, FinishReason reason) {
+    trim(sequence, reason);
+    finish(sequence, reason);
+}
+
+// `ended`: by a stopping criterion of the user's.
+void Engine::accept(Sequence& sequence, const Sample& sample, bool ended) {
     if (sample.token < 0) {
-        sequence.error = explain(sample.token);
+        sequence.error = explain(sample.token, sequence.call->hooks != nullptr);
         finish(sequence, FinishReason::error);
         return;
     }
@@ -468,14 +517,19 @@ void Engine::accept(Sequence& sequence, const Sample& sample) {
     }
     if (sample.raw) sequence.raw_reports.append(*sample.raw);
     if (sample.processed) sequence.processed_reports.append(*sample.processed);
-    const FinishReason reason = reason_to_stop(sequence);
-    if (reason == FinishReason::none) return;
-    trim(sequence, reason);
-    finish(sequence, reason);
+    FinishReason reason = reason_to_stop(sequence);
+    if (reason == FinishReason::none && ended) reason = reason_to_end(sequence, FinishReason::stop);
+    if (reason != FinishReason::none) finish_trimmed(sequence, reason);
 }
 
-std::string Engine::explain(int64_t no_token) const {
-    if (no_token == kNothingAllowed) return "The options forbid every token, so none could be chosen.";
+std::string Engine::explain(int64_t no_token, bool hooked) const {
+    if (no_token == kNothingAllowed) {
+        return std::string("The options ") + (hooked ? "and logits processors " : "") +
+               "forbid every token, so none could be chosen.";
+    }
+    if (no_token == kHookNotFinite) {
+        return "The logits are NaN or +inf after the logits processors, though the model's are finite.";
+    }
     if (no_token == kOverflow) {
         return "logit_bias, the penalties or temperature took the largest logit out of the range of float32.";
     }
@@ -494,10 +548,7 @@ void Engine::finish(Sequence& sequence, FinishReason reason) {
 
 void Engine::remove_ended_calls() {
     for (const auto& call : calls_) {
-        if (!call->cancelled) continue;
-        for (const auto& sequence : call->sequences) {
-            if (!sequence->finished()) finish(*sequence, FinishReason::cancelled);
-        }
+        if (call->cancelled) end(*call, FinishReason::cancelled);
     }
     std::erase_if(calls_, [](const auto& call) { return call->finished(); });
 }

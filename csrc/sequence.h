@@ -1,7 +1,10 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <exception>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,6 +20,7 @@ enum class FinishReason { none, eos, stop, length, error, cancelled, repetition 
 const char* name_of(FinishReason reason);
 
 struct Call;
+struct Hooks;
 struct SharedPrompt;
 
 // Most tokens of a row, its prompt included; max_length, where given, wins over max_new_tokens.
@@ -80,6 +84,7 @@ struct Sequence {
     std::string error;  // where finish_reason is error
 
     Call* call = nullptr;                         // the call it belongs to, which owns it
+    int64_t row = 0;                              // of the call's result
     std::shared_ptr<SharedPrompt> shared_prompt;  // among copies of one prompt; null for a single one
 };
 
@@ -97,11 +102,14 @@ struct Call {
     std::vector<std::unique_ptr<Sequence>> sequences;  // in the order of the rows of the result
     int64_t max_running = 256;
     bool want_logprobs = false;
+    std::shared_ptr<const Hooks> hooks;                             // of the user's; null: none
+    std::optional<std::chrono::steady_clock::time_point> deadline;  // what is unfinished then, ends
 
     int64_t num_running = 0;
     int64_t num_unfinished = 0;
     int64_t num_steps = 0;  // that computed something of this call
     bool cancelled = false;
+    std::exception_ptr failure;  // what a hook threw, until it is rethrown to who advances the call
     double prefill_seconds = 0;  // in steps that computed prompt tokens of this call
     double decode_seconds = 0;   // in other steps of this call
 

@@ -27,6 +27,10 @@ FinishReason reason_in_tokens(const Sequence& sequence) {
 
 }  // namespace
 
+FinishReason reason_to_end(const Sequence& sequence, FinishReason reason) {
+    return has_match(sequence) ? FinishReason::stop : reason;
+}
+
 FinishReason reason_to_stop(const Sequence& sequence) {
     if (sequence.scored) {
         return sequence.num_cached == sequence.num_inputs() ? FinishReason::length : FinishReason::none;
@@ -34,7 +38,7 @@ FinishReason reason_to_stop(const Sequence& sequence) {
     if (sequence.text && sequence.text->ended()) return FinishReason::stop;
     const FinishReason reason = reason_in_tokens(sequence);
     // A match that had to wait for a longer text, because it lay inside of what might have become an earlier one.
-    return reason != FinishReason::none && has_match(sequence) ? FinishReason::stop : reason;
+    return reason != FinishReason::none ? reason_to_end(sequence, reason) : reason;
 }
 
 void trim(Sequence& sequence, FinishReason reason) {
@@ -48,7 +52,10 @@ void trim(Sequence& sequence, FinishReason reason) {
 
 StoppedBy stopped_by(const Sequence& sequence) {
     if (sequence.finish_reason != FinishReason::stop) return {};
-    if (!has_match(sequence)) return sequence.tokens.back();
+    if (!has_match(sequence)) {
+        const int64_t last = sequence.tokens.back();
+        return contains(sequence.config->stop_token_ids, last) ? StoppedBy(last) : std::nullopt;
+    }
     const int64_t stop = sequence.text->matched_stop();
     return stop < 0 ? sequence.config->stop_at : sequence.config->stop[stop];
 }

@@ -12,6 +12,9 @@ namespace demiurgic {
 // repetition, the length. A scored row ends, by its length, once all that it looks at has been computed.
 FinishReason reason_to_stop(const Sequence& sequence);
 
+// Why a sequence ends that has to end now, for `reason`: by a match instead, where there is one that waited for a longer text.
+FinishReason reason_to_end(const Sequence& sequence, FinishReason reason);
+
 // Takes back what of a sequence that ends for this reason is not to be returned: all from a match on, and the copies of a
 // cycle but the first where trim_repetition asks for it.
 void trim(Sequence& sequence, FinishReason reason);

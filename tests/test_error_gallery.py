@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import io
 import json
 import pickle
@@ -112,6 +113,35 @@ def prefix(
             opened.load_prefix(file)
 
     return snippet
+
+
+def hooked(keyword: str, value: Any) -> Snippet:
+    """generate of two rows from a good model of 97 tokens, with a hook that returns `value`."""
+
+    def hook(input_ids: Any, scores: Any) -> Any:
+        return value
+
+    return lambda: generate(tiny_model(), [[1], [2]], seed=0, **{keyword: hook})
+
+
+def stock(name: str, *arguments: Any, beside: dict[str, Any] | None = None, **keywords: Any) -> Snippet:
+    """generate of two rows with a stock processor or criterion of Hugging Face, and options beside it."""
+
+    def snippet() -> None:
+        module, argument = (
+            ("stopping_criteria", "stopping_criteria")
+            if name.endswith("Criteria")
+            else ("logits_process", "logits_processor")
+        )
+        kind = getattr(importlib.import_module(f"transformers.generation.{module}"), name)
+        generate(tiny_model(), [[1], [2]], **{argument: [kind(*arguments, **keywords)]}, **(beside or {}))
+
+    return snippet
+
+
+def generating_inside_of_a_hook() -> None:
+    model = tiny_model()
+    generate(model, [1], logits_processor=lambda input_ids, scores: generate(model, input_ids, max_new_tokens=1))
 
 
 def loaded(spoil: Callable[[Path], Any], **keywords: Any) -> Snippet:
@@ -428,6 +458,14 @@ GALLERY: dict[str, list[Snippet]] = {
         lambda: text.repetition_score([1], 1.5),  # type: ignore[arg-type]
         lambda: text.repetition_score(5),
     ],
+    "Hooks beside options": [
+        call(logits_processor=3),
+        stock("TemperatureLogitsWarper", 0.5, beside={"temperature": 0.7}),
+        stock("EosTokenCriteria", 5, beside={"eos_token_id": 6}),
+        stock("UnbatchedClassifierFreeGuidanceLogitsProcessor", 1.5, None),
+        stock("PrefixConstrainedLogitsProcessor", lambda row, tokens: [1], 2),
+        stock("RepetitionPenaltyLogitsProcessor", 1.5, prompt_ignore_length=torch.tensor([1])),
+    ],
     "Numbers that would not be returned": [
         call(top_logprobs=5),
         call(prompt_logprobs=True),
@@ -542,6 +580,16 @@ GALLERY: dict[str, list[Snippet]] = {
         row([1.0, 2.0, 3.0], bad_token_ids=[0, 1, 2]),
         lambda: score(fixed_logits_model([0.0, NAN]), [0, 1]),
     ],
+    "What hooks return": [
+        hooked("logits_processor", None),
+        hooked("logits_processor", torch.zeros(2, 97).half()),
+        hooked("logits_processor", torch.zeros(97)),
+        hooked("logits_processor", torch.full((2, 97), NAN)),
+        hooked("logits_processor", torch.full((2, 97), -INF)),
+        hooked("stopping_criteria", 0),
+        hooked("stopping_criteria", torch.tensor([True])),
+    ],
+    "Generating inside of a hook": [lambda: generating_inside_of_a_hook()],
     # checkpoints
     "Files that are not there": [
         loaded(shutil.rmtree),

@@ -43,13 +43,12 @@ PROMPTS = [list(range(10, 28)), [4, 5] * 7]  # more than a block of the cache, a
 CACHE_OF_4_BLOCKS = 4 * 2 * 2 * 16 * 2 * 8 * 4  # layers, keys and values, positions, heads, head_dim, bytes
 
 
-def request(prompts: list[list[int]], **options: Any) -> _C.Request:
+def request(prompts: list[list[int]], hooks: _C.Hooks | None = None, **options: Any) -> _C.Request:
     config = GenerationConfig(**({"eos_token_id": []} | options))
     seeds = list(range(len(prompts) * config.num_return_sequences))
     letters = _C.TokenBytes(["a"] * 97, [], "raw") if config.stop else None
-    return _C.Request(
-        prompts=prompts, config=config, seeds=seeds, max_running=8, want_logprobs=True, token_bytes=letters
-    )
+    wanted = {"max_running": 8, "want_logprobs": True, "token_bytes": letters, "hooks": hooks}
+    return _C.Request(prompts=prompts, config=config, seeds=seeds, **wanted)
 
 
 def finish(*calls: _C.Call) -> list[str]:
@@ -66,6 +65,18 @@ def all_options(engine: _C.Engine) -> None:
 
 def three_tokens(engine: _C.Engine) -> None:
     assert finish(engine.add(request(PROMPTS, max_new_tokens=3))) == ["length"] * 2
+
+
+def hooked(engine: _C.Engine) -> None:
+    hooks = _C.Hooks(
+        process=lambda input_ids, scores, rows, lengths: scores,
+        stop=lambda input_ids, scores, rows, lengths: [len(row) < 0 for row in input_ids],
+        prompt_width=18,
+        padding=0,
+    )
+    told = {"top_logprobs": 3, "top_logprobs_mode": "both"}
+    calls = [request(PROMPTS, hooks, max_new_tokens=2, **told), request(PROMPTS, max_new_tokens=2)]
+    assert finish(*[engine.add(call) for call in calls]) == ["length"] * 4
 
 
 def preempted(engine: _C.Engine) -> None:
@@ -124,6 +135,7 @@ RECORDED: dict[str, tuple[Callable[[], DemiurgicForCausalLM], int | None, Callab
     ),
     "bfloat16, gated, norms in float32": (lambda: mixed(tiny_model(**BIASED)), None, three_tokens),
     "float16, silu": (lambda: tiny_model(activation_function="silu").to(torch.float16), None, three_tokens),
+    "hooks": (tiny_model, None, hooked),
     "preempted": (tiny_model, CACHE_OF_4_BLOCKS, preempted),
     "scored": (tiny_model, None, scored),
     "kept prefixes": (tiny_model, None, kept_prefixes),
@@ -163,7 +175,7 @@ def test_every_operation_that_the_sources_name_is_recorded(recorded):
     included = {name for file in files for name in re.findall(r"#include <ATen/ops/(\w+)\.h>", file.read_text())}
     assert len(included) > 20
     run = {name.split(".")[0] for name in names(every_call(recorded))}
-    assert included - {"from_blob"} <= run  # from_blob is no operation: it puts a tensor around memory
+    assert included - {"from_blob", "tensor"} <= run  # no operations: they put a tensor around memory, or copy it
 
 
 def test_what_only_another_device_does_is_recorded_too(recorded):

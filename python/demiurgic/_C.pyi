@@ -1,5 +1,5 @@
 # Written by hand; tests/test_stub.py compares it with the module that csrc/bindings.cpp makes.
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypedDict, final
 
 from torch import Tensor
@@ -162,6 +162,18 @@ class Weights:
     def __init__(self, config: ModelConfig, parameters: Mapping[str, Tensor]) -> None:
         """References to the live parameters by Hugging Face's names of Llama, never copies."""
 
+class Hooks:
+    def __init__(
+        self,
+        *,
+        process: Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor] | None,
+        stop: Callable[[Tensor, Tensor, Tensor, Sequence[int]], list[bool]] | None,
+        prompt_width: int,
+        padding: int,
+    ) -> None:
+        """What a call asks at every position, with input_ids int64 [R, T], scores float32 [R, V], row numbers int64 [R]
+        and lengths [R]; on any thread."""
+
 class TokenBytes:
     def __init__(
         self, tokens: Sequence[str], special: Sequence[int], spelling: str, leading_blank: str = "kept"
@@ -202,6 +214,8 @@ class Request:
         want_logprobs: bool,
         token_bytes: TokenBytes | None = None,
         max_new_tokens: Sequence[int] = [],
+        hooks: Hooks | None = None,
+        max_seconds: float | None = None,
     ) -> None:
         """What a call asks for; one seed a row, 0 to 2**64 - 1; one of max_new_tokens a prompt, or none."""
 

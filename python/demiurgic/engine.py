@@ -6,6 +6,7 @@ import difflib
 import operator
 import threading
 import weakref
+from collections.abc import Collection
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import torch
@@ -14,11 +15,15 @@ from torch import Tensor, nn
 from demiurgic import _C
 from demiurgic.auto_length import auto_lengths, take_auto_length
 from demiurgic.caller import warn_caller
+from demiurgic.hooks import Hooks, hooks_in
 from demiurgic.live_weights import live_weights, unwrap
 from demiurgic.output import GenerationOutput, ScoreError
 from demiurgic.progress import ProgressBar
 from demiurgic.prompts import Prompts, read_prompts
 from demiurgic.reports import event_numbers, read_prompt_logprobs, read_reports, refuse_unreturned
+from demiurgic.stock_classes import Surroundings
+from demiurgic.stock_criteria import named_eos
+from demiurgic.stock_hooks import take_over
 from demiurgic.streamer import StreamerFeed, check_streamer
 from demiurgic.token_bytes import token_bytes
 
@@ -33,6 +38,8 @@ def generate(
     *,
     generation_config: _C.GenerationConfig | None = None,
     return_dict_in_generate: bool = False,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
     progress: bool = False,
     streamer: Any = None,
     max_running: int = DEFAULT_MAX_RUNNING,
@@ -54,6 +61,15 @@ def generate(
             pad_token_id at the edges are padding unless that id is BOS or EOS.
         generation_config: the options; those given beside it win.
         return_dict_in_generate: return a GenerationOutput.
+        logits_processor: a callable or a list of them, each called at every position with the live rows of this call,
+            in the order of the result: `(input_ids, scores)`, int64 [R, T] padded on the left and float32 [R, V] after
+            step 5 of the order of sampling (docs/architecture.md). It returns the scores, changed in place or others,
+            float32 [R, V]; temperature and what follows act on them. One that takes a third argument (without a
+            default, or called rows) gets the rows' numbers, int64 [R]. Stock classes of Hugging Face become options of
+            ours where their order in the list allows it (docs/generation_improvements.md).
+        stopping_criteria: the same for ends of rows: called when each row has its new token, with `scores` as the
+            processors left them; returns a bool, which is for all rows shown, or bools [R]. A row that it ends has the
+            finish reason stop. Hooks run without gradients, on any thread that generates with this model.
         progress: show a bar of finished rows and tokens a second on standard error or in the notebook; nothing is shown
             where standard error is no terminal.
         streamer: an object with Hugging Face's protocol for streams, as its TextStreamer: it gets the prompt, then each
@@ -81,6 +97,7 @@ def generate(
         RuntimeError: no room for the cache, with the numbers.
         GenerationError: a row met logits that are not finite, or had every token forbidden (only without
             return_dict_in_generate; its `result` has all rows).
+        Whatever a logits processor or stopping criterion raises.
     """
     _check_flag("return_dict_in_generate", return_dict_in_generate)
     _check_flag("progress", progress)
@@ -93,6 +110,9 @@ def generate(
         input_ids,
         attention_mask,
         config=config,
+        given=given_names(generation_config, options),
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
         tokenizer=tokenizer,
         auto_length=auto_length,
         want_logprobs=return_dict_in_generate,
@@ -185,6 +205,14 @@ def merged(config: _C.GenerationConfig | None, options: dict[str, Any]) -> _C.Ge
     return config.replace(**options)
 
 
+def given_names(config: _C.GenerationConfig | None, options: dict[str, Any]) -> set[str]:
+    """The options that the user chose: those given by name, and those of `config` that differ from the defaults."""
+    defaults = _C.GenerationConfig()
+    names = [] if config is None else [option["name"] for option in _C.options()]
+    named = {"stop" if name == "stop_strings" else name for name in options}
+    return {*named, *(name for name in names if getattr(config, name) != getattr(defaults, name))}
+
+
 class Generation:
     """One call of generate under way: advance it, look at its rows, take the result. Leaving `with` ends it."""
 
@@ -195,6 +223,9 @@ class Generation:
         attention_mask: Any = None,
         *,
         config: _C.GenerationConfig,
+        given: Collection[str] = (),
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
         want_logprobs: bool = False,
         max_running: int = DEFAULT_MAX_RUNNING,
         cache_bytes: int | None = None,
@@ -206,8 +237,13 @@ class Generation:
     ) -> None:
         _check_limits(max_running, cache_bytes, max_step_tokens)
         module = unwrap(model)
-        config = _resolved(config, module.config)
+        processors = hooks_in("logits_processor", logits_processor)
+        criteria = hooks_in("stopping_criteria", stopping_criteria)
+        config = _resolved(named_eos(criteria, config, given), module.config)
         self.prompts = _prompts(input_ids, attention_mask, config, module.config)
+        around = _surroundings(config, given, self.prompts, module.config)._replace(tokenizer=tokenizer)
+        taken = take_over(processors, criteria, around)
+        config = config.replace(**taken.options)
         self._config = config
         self.copies: int = config.num_return_sequences
         check_streamer(streamer, num_rows=len(self.prompts.ids) * self.copies)
@@ -225,7 +261,9 @@ class Generation:
             seeds=_seeds(config, num_prompts, drawn=0),
             max_running=max_running,
             want_logprobs=want_logprobs,
-            token_bytes=self._token_bytes,
+            hooks=_core_hooks(taken.hooks, self.prompts.width, self._pad),
+            max_seconds=taken.seconds,
+            token_bytes=self._token_bytes or taken.token_bytes,
             max_new_tokens=lengths,
         )
         if config.seed is None and _samples(config):
@@ -341,6 +379,25 @@ class Generation:
         return padded.to(self._device)
 
 
+def _surroundings(
+    config: _C.GenerationConfig, given: Collection[str], prompts: Prompts, model_config: Any
+) -> Surroundings:
+    rows = [prompt for prompt in prompts.ids for _ in range(config.num_return_sequences)]
+    return Surroundings(config, given, prompts.width, rows, model_config.vocab_size)
+
+
+def _core_hooks(hooks: Hooks | None, prompt_width: int, padding: int) -> _C.Hooks | None:
+    """Without processors or without criteria the step does not ask for them."""
+    if hooks is None:
+        return None
+    return _C.Hooks(
+        process=hooks.process if hooks.processors else None,
+        stop=hooks.stop if hooks.criteria else None,
+        prompt_width=prompt_width,
+        padding=padding,
+    )
+
+
 # Engines under way, by module: calls of several threads on one model share one. An engine lives as long as a call.
 _engines: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[_C.Engine]] = weakref.WeakKeyDictionary()
 _engines_lock = threading.Lock()
@@ -388,6 +445,8 @@ _KEYWORDS = (
     "attention_mask",
     "generation_config",
     "return_dict_in_generate",
+    "logits_processor",
+    "stopping_criteria",
     "streamer",
     "max_running",
     "cache_bytes",

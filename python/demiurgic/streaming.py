@@ -13,7 +13,7 @@ from torch import nn
 
 from demiurgic import _C
 from demiurgic.auto_length import take_auto_length
-from demiurgic.engine import DEFAULT_MAX_RUNNING, EngineSource, Generation, merged
+from demiurgic.engine import DEFAULT_MAX_RUNNING, EngineSource, Generation, given_names, merged
 from demiurgic.output import GenerationOutput
 from demiurgic.text_stream import TextStream, decoder_of
 from demiurgic.token_bytes import token_bytes
@@ -194,6 +194,8 @@ def stream(
     *,
     tokenizer: Any = None,
     generation_config: _C.GenerationConfig | None = None,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
     max_running: int = DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
     max_step_tokens: int | None = None,
@@ -210,7 +212,8 @@ def stream(
         model, input_ids, attention_mask: as in generate. The prompts are not in the events.
         tokenizer: makes `text` of the ids: as in generate, or, where no option looks at the text, anything with
             `decode(ids)`. None: no text.
-        generation_config, options, max_running, cache_bytes, max_step_tokens, session: as in generate.
+        generation_config, options, logits_processor, stopping_criteria, max_running, cache_bytes, max_step_tokens,
+            session: as in generate. What a hook raises leaves the iterator.
 
     Returns:
         A Stream: an iterator over StreamEvent, at most one a row and step, in the order of the rows within a step.
@@ -226,6 +229,9 @@ def stream(
         input_ids,
         attention_mask,
         config=config,
+        given=given_names(generation_config, options),
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
         want_logprobs=True,
         max_running=max_running,
         cache_bytes=cache_bytes,
