@@ -12,7 +12,7 @@ import pytest
 import torch
 from models import fixed_logits_model, tiny_model
 
-from demiurgic import GenerationError, generate, score, stream
+from demiurgic import GenerationError, generate, score, session, stream
 from demiurgic.engine import Generation, merged
 
 PROMPTS = [[3], list(range(20, 37)), [5, 6, 5, 6, 7], [88, 1]]
@@ -229,6 +229,27 @@ def test_what_a_hook_raises_leaves_the_stream():
         for event in stream(model, [[1, 2]], logits_processor=raises, seed=5):
             events.append(event)
     assert [token for event in events for token in event.token_ids] == run(model, [[1, 2]], seed=5).completions[0][:2]
+
+
+# ---- sessions -------------------------------------------------------------------------------------------------------
+
+
+def test_hooks_in_a_session_see_whole_rows():
+    model, prompt = tiny_model(), list(range(1, 40))
+    seen = []
+
+    def process(input_ids, scores):
+        seen.append(input_ids.tolist())
+        return against_the_last(input_ids, scores)
+
+    hooks = {"logits_processor": process, "stopping_criteria": ends_on_multiples_of_seven}
+    plain = run(model, [prompt], seed=3, **hooks)
+    once, seen = seen, []
+    with session(model) as kept:
+        kept.prefill([prompt])
+        options = {"seed": 3, "max_new_tokens": 12, "return_dict_in_generate": True}
+        check_equal(kept.generate([prompt], **options, **hooks), plain)
+    assert seen == once and seen[0] == [prompt]
 
 
 # ---- what a hook is shown -------------------------------------------------------------------------------------------
