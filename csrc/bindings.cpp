@@ -68,6 +68,17 @@ double to_number(const std::string& name, const std::string& expected, py::handl
     wrong_type(name, expected, value);
 }
 
+std::string to_text(const std::string& name, const std::string& expected, py::handle value) {
+    if (!PyUnicode_Check(value.ptr())) wrong_type(name, expected, value);
+    try {
+        return value.cast<std::string>();
+    } catch (const std::exception&) {
+        PyErr_Clear();
+        throw py::value_error(name + " is " + py::repr(value).cast<std::string>() +
+                              ", which has a lone surrogate and so is no text.");
+    }
+}
+
 Value from_python(const Option& option, py::handle value) {
     if (value.is_none()) return {};
     const std::string expected = option.type_name, entry = std::string("An entry of ") + option.name;
@@ -94,6 +105,8 @@ Value from_python(const Option& option, py::handle value) {
             }
             return bias;
         }
+        case OptionType::text:
+            return to_text(option.name, expected, value);
         case OptionType::seed: {
             if (!is_list(value)) return Seed(to_seed(value));
             std::vector<uint64_t> seeds;
@@ -407,6 +420,12 @@ void bind_call(py::module_& m) {
             },
             "row"_a,
             "Log-probabilities of the generated ids by what the options left; empty unless they were asked for.")
+        .def(
+            "drafts",
+            [](const CallHandle& handle, int64_t row) {
+                return handle.row(row, [](const Sequence& s) { return std::pair(s.num_drafted, s.num_accepted); });
+            },
+            "row"_a, "How many drafts of a row's tokens were verified, and how many of them were accepted.")
         .def("timings", &timings,
              "Seconds in steps with prompt tokens of this call (prefill) and in its other steps (decode).");
 }
@@ -433,10 +452,14 @@ py::dict counters(const Engine& engine) {
 void bind_engine(py::module_& m) {
     py::class_<Request>(m, "Request", "What a call asks for.")
         .def(py::init([](std::vector<std::vector<int64_t>> prompts, const GenerationConfig& config,
-                         std::vector<uint64_t> seeds, int64_t max_running, bool want_logprobs) {
-                 return Request{std::move(prompts), config, std::move(seeds), max_running, want_logprobs};
+                         std::vector<uint64_t> seeds, int64_t max_running, bool want_logprobs,
+                         std::optional<Weights> draft_model) {
+                 Request request{std::move(prompts), config, std::move(seeds), max_running, want_logprobs};
+                 request.draft_model = std::move(draft_model);
+                 return request;
              }),
-             py::kw_only(), "prompts"_a, "config"_a, "seeds"_a, "max_running"_a, "want_logprobs"_a)
+             py::kw_only(), "prompts"_a, "config"_a, "seeds"_a, "max_running"_a, "want_logprobs"_a,
+             "draft_model"_a = py::none())
         .def_readwrite("seeds", &Request::seeds, "One a row of the result, 0 to 2**64 - 1.");
     py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine", "Generates for all calls that are under way on one model.")
         .def(py::init<Weights, std::optional<int64_t>, int64_t>(), "weights"_a, "cache_bytes"_a, "max_step_tokens"_a)

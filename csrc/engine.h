@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "decoder.h"
+#include "drafter.h"
 #include "kv_cache.h"
 #include "rounds.h"
 #include "sampler.h"
@@ -22,6 +23,7 @@ struct Request {
     std::vector<uint64_t> seeds;                // one a row of the result
     int64_t max_running = 256;
     bool want_logprobs = false;
+    std::optional<Weights> draft_model = std::nullopt;  // of a smaller model that guesses tokens
 };
 
 // A row of Engine::score.
@@ -51,7 +53,8 @@ public:
     // Whether calls on these live tensors, with these limits, can share this engine.
     bool serves(const Weights& weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens) const;
 
-    // Throws std::invalid_argument or std::out_of_range for a bad request, and NoRoom, with the numbers, where a sequence
+    // Throws std::invalid_argument or std::out_of_range for a bad request, or where drafts are asked for and the kernels do
+    // not keep the bits of a row whatever is computed with it; and NoRoom, with the numbers, where a sequence
     // can never fit.
     void check(const Request& request) const;
 
@@ -85,7 +88,9 @@ private:
     void wait_for_step(std::unique_lock<std::mutex>& lock, const Poll& poll);
 
     void step(std::unique_lock<std::mutex>& lock, const Poll& poll);
-    void admit(const std::shared_ptr<Call>& call, const Poll& poll);
+    void admit(const std::shared_ptr<Call>& call, const Poll& poll, const std::optional<Weights>& draft_model = {});
+    std::shared_ptr<DraftModel> draft_model_of(const Weights& weights) const;
+    std::vector<DraftModel*> draft_models(const Call* added = nullptr) const;
     std::vector<Sample> sample(const Rounds& rounds, const at::Tensor& logits);
     std::vector<float> scores(const Batch& batch, const at::Tensor& logits) const;
     void commit(const std::vector<Work>& work);
@@ -96,6 +101,9 @@ private:
     void finish(Sequence& sequence, FinishReason reason);
     void remove_ended_calls();
     void grow_cache(const Call& added);
+    void share_cache_left(const Call& added);
+    void check_drafts(const Request& request) const;
+    std::string why_rows_are_not_exact() const;
     void check_room(int64_t prompt_length, const GenerationConfig& config, int64_t most_blocks) const;
     void check_room_to_score(int64_t length, int64_t most_blocks) const;
     std::string needs(int64_t num_blocks, int64_t most_blocks) const;
@@ -118,6 +126,7 @@ private:
     Decoder decoder_;
     Sampler sampler_;
     Scheduler scheduler_;
+    Drafter drafter_;
     std::vector<std::shared_ptr<Call>> calls_;  // unfinished
     int64_t num_steps_ = 0;
     int64_t num_computed_tokens_ = 0;

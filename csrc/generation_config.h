@@ -42,6 +42,8 @@ struct GenerationConfig {
     std::optional<Ids> eos_token_id;
     Ids stop_token_ids;
     bool use_cache = true;
+    std::string speculate;  // "" is None
+    int64_t max_draft_tokens = 16;
 
     bool operator==(const GenerationConfig&) const = default;
 
@@ -52,9 +54,9 @@ struct GenerationConfig {
 };
 
 // What an option may hold; monostate is None.
-using Value = std::variant<std::monostate, bool, int64_t, double, Ids, LogitBias, Seed>;
+using Value = std::variant<std::monostate, bool, int64_t, double, Ids, LogitBias, Seed, std::string>;
 
-enum class OptionType { boolean, integer, number, ids, logit_bias, seed };
+enum class OptionType { boolean, integer, number, ids, logit_bias, seed, text };
 
 struct Option {
     const char* name;

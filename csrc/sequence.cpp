@@ -35,11 +35,14 @@ Sequence::Sequence(std::vector<int64_t> prompt, std::shared_ptr<const Generation
       config(std::move(options)),
       seed(row_seed),
       max_tokens(max_tokens_of(prompt_length, *config)),
-      edits(*config, tokens) {}
+      edits(*config, tokens) {
+    if (config->speculate == "ngram") lookup = std::make_unique<PromptLookup>(tokens);
+}
 
 void Sequence::append(int64_t token) {
     tokens.push_back(token);
     edits.append(tokens);
+    if (lookup) lookup->append(tokens);
 }
 
 }  // namespace demiurgic

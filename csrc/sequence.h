@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "prompt_lookup.h"
 #include "token_edits.h"
 
 namespace demiurgic {
@@ -13,6 +14,7 @@ enum class FinishReason { none, eos, stop, length, error, cancelled };
 
 const char* name_of(FinishReason reason);
 
+class DraftModel;
 struct Call;
 struct SharedPrompt;
 
@@ -40,7 +42,10 @@ struct Sequence {
     const int64_t max_tokens;  // prompt included
     bool scored = false;
 
-    TokenEdits edits;  // of the logits of the next token
+    TokenEdits edits;                      // of the logits of the next token
+    std::unique_ptr<PromptLookup> lookup;  // where drafts come from the sequence itself
+    int64_t num_drafted = 0;               // drafts that went through the decoder
+    int64_t num_accepted = 0;              // of them, those that came
 
     int64_t num_cached = 0;       // the first so many tokens have their keys and values in `blocks`
     std::vector<int32_t> blocks;  // cache blocks, in order of position
@@ -68,6 +73,7 @@ struct Call {
     std::vector<std::unique_ptr<Sequence>> sequences;  // in the order of the rows of the result
     int64_t max_running = 256;
     bool want_logprobs = false;
+    std::shared_ptr<DraftModel> draft_model;  // where drafts come from a model
 
     int64_t num_running = 0;
     int64_t num_unfinished = 0;

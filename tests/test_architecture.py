@@ -13,18 +13,21 @@ REPOSITORY = Path(__file__).parents[1]
 
 # Lowest first. A file may include those of lower rows, and its own header; a new file needs a place here.
 CXX_LAYERS = [
-    {"generation_config", "philox", "kv_blocks", "kernels"},
-    {"token_edits", "model_config"},
+    {"generation_config", "philox", "kv_blocks", "kernels", "ngram_index", "draft_budget", "stopwatch"},
+    {"token_edits", "model_config", "prompt_lookup"},
     {"sequence"},
     {"stopping", "weights"},
     {"scheduler", "kv_cache"},
     {"batch", "sampler", "scorer"},
     {"decoder", "rounds"},
+    {"draft_model"},
+    {"drafter"},
     {"engine"},
     {"bindings"},
 ]
 # What decides who runs knows integers only, not even through a header of ours.
 INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "sequence", "stopping", "scheduler"}
+INTEGERS_ONLY |= {"ngram_index", "prompt_lookup", "draft_budget"}
 TENSORS = r"<(ATen|c10|torch|cuda)"
 PYTHON = r"<(pybind11|Python\.h|torch/(csrc/utils/pybind|csrc/python|extension|python)|torch/csrc/autograd/python)"
 DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
