@@ -34,7 +34,7 @@ DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
 
 PYTHON_LAYERS = [
     {"_C", "_build_info"},
-    {"build_check", "caller", "config"},
+    {"build_check", "caller", "config", "output"},
     {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options"},
     {"live_weights"},
     {"engine", "text_stream"},

@@ -20,9 +20,10 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
         get_100m_config,
         get_350m_config,
     )
-    from demiurgic.engine import GenerationError, GenerationOutput, ScoreError, generate, score
+    from demiurgic.engine import generate, score
     from demiurgic.loading import load
     from demiurgic.model import DemiurgicForCausalLM, DemiurgicModel, DemiurgicPreTrainedModel
+    from demiurgic.output import GenerationError, GenerationOutput, ScoreError
 
     __all__ = [
         "DemiurgicConfig",

@@ -27,9 +27,10 @@ from rich.text import Text
 from demiurgic import _C, __version__
 from demiurgic import info as installation
 from demiurgic.cli_options import OPTIONS, preset_named, read_options, with_options
-from demiurgic.engine import Generation, GenerationOutput
+from demiurgic.engine import Generation
 from demiurgic.loading import SHIPPED_MODELS, load, model_folder
 from demiurgic.model import DemiurgicForCausalLM
+from demiurgic.output import GenerationOutput
 from demiurgic.text_stream import TextStream
 from demiurgic.tokenizer import Tokenizer
 

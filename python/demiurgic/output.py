@@ -1,0 +1,56 @@
+"""What generate returns, and the errors that carry it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class GenerationOutput:
+    """What a call of generate made. Rows are prompt-major: the copies of a prompt follow each other.
+
+    Attributes:
+        sequences: int64 [B * n, T + new], padded on the left and after each row's end; `[:, T:]` are the completions.
+        completions: the generated ids of each row, its EOS or stop id included, no padding.
+        prompt_lengths: tokens of each row's prompt, without padding.
+        lengths: generated tokens of each row.
+        finish_reasons: eos | stop | length | error | cancelled, of each row.
+        errors: the message where the reason is error, else None.
+        logprobs: float32 [B * n, new], natural log of each token's probability by the model's raw logits; nan after the
+            end.
+        processed_logprobs: the same by what the options left of the distribution.
+        seeds: each row's 64-bit seed; the row alone with `seed=[it]` draws the same tokens.
+        timings: prefill and decode in seconds, tokens_per_second over both.
+    """
+
+    sequences: Tensor
+    completions: list[list[int]]
+    prompt_lengths: list[int]
+    lengths: list[int]
+    finish_reasons: list[str]
+    errors: list[str | None]
+    logprobs: Tensor
+    processed_logprobs: Tensor
+    seeds: list[int]
+    timings: dict[str, float]
+
+
+class GenerationError(RuntimeError):
+    """A row ended in an error; the others are finished. `result` is the whole GenerationOutput."""
+
+    def __init__(self, message: str, result: GenerationOutput) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class ScoreError(RuntimeError):
+    """The model gave a row logits that are no distribution; the others are finished.
+
+    `result` is what score would have returned, with nan in all of that row.
+    """
+
+    def __init__(self, message: str, result: Tensor) -> None:
+        super().__init__(message)
+        self.result = result
