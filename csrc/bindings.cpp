@@ -453,13 +453,14 @@ void bind_engine(py::module_& m) {
     py::class_<Request>(m, "Request", "What a call asks for.")
         .def(py::init([](std::vector<std::vector<int64_t>> prompts, const GenerationConfig& config,
                          std::vector<uint64_t> seeds, int64_t max_running, bool want_logprobs,
-                         std::optional<Weights> draft_model) {
+                         std::optional<Weights> draft_model, bool always_drafts) {
                  Request request{std::move(prompts), config, std::move(seeds), max_running, want_logprobs};
                  request.draft_model = std::move(draft_model);
+                 request.always_drafts = always_drafts;
                  return request;
              }),
              py::kw_only(), "prompts"_a, "config"_a, "seeds"_a, "max_running"_a, "want_logprobs"_a,
-             "draft_model"_a = py::none())
+             "draft_model"_a = py::none(), "always_drafts"_a = false)
         .def_readwrite("seeds", &Request::seeds, "One a row of the result, 0 to 2**64 - 1.");
     py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine", "Generates for all calls that are under way on one model.")
         .def(py::init<Weights, std::optional<int64_t>, int64_t>(), "weights"_a, "cache_bytes"_a, "max_step_tokens"_a)

@@ -57,9 +57,13 @@ void Drafter::choose(Group& group, std::vector<Work>& work, Scheduler& scheduler
         chances.push_back(group.model ? group.model->chances(sequence, most) : sequence.lookup->chances(most));
     }
     group.lengths = group.budget->lengths(chances, group.step, costs_);
+    int64_t left = group.step.most_drafts;
     for (size_t i = 0; i < group.parts.size(); ++i) {
-        if (group.lengths[i] == 0) continue;
         Work& part = work[group.parts[i]];
+        if (part.sequence->call->always_drafts) group.lengths[i] = static_cast<int64_t>(chances[i].size());
+        group.lengths[i] = std::clamp<int64_t>(left, 0, group.lengths[i]);
+        left -= group.lengths[i];
+        if (group.lengths[i] == 0) continue;
         group.lengths[i] = scheduler.make_room_for_drafts(part, group.lengths[i]);
         if (!group.model) part.drafts = part.sequence->lookup->drafts(part.sequence->tokens, group.lengths[i]);
     }

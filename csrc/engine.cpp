@@ -122,6 +122,7 @@ std::shared_ptr<Call> make_call(const Request& request) {
     auto call = std::make_shared<Call>();
     call->max_running = request.max_running;
     call->want_logprobs = request.want_logprobs;
+    call->always_drafts = request.always_drafts;
     const auto config = std::make_shared<const GenerationConfig>(request.config);
     const int64_t copies = config->num_return_sequences;
     for (const std::vector<int64_t>& prompt : request.prompts) {

@@ -24,6 +24,7 @@ struct Request {
     int64_t max_running = 256;
     bool want_logprobs = false;
     std::optional<Weights> draft_model = std::nullopt;  // of a smaller model that guesses tokens
+    bool always_drafts = false;                         // as many as there can be, whatever they cost: for tests
 };
 
 // A row of Engine::score.

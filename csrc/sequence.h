@@ -74,6 +74,7 @@ struct Call {
     int64_t max_running = 256;
     bool want_logprobs = false;
     std::shared_ptr<DraftModel> draft_model;  // where drafts come from a model
+    bool always_drafts = false;               // as many as there can be, whatever they cost
 
     int64_t num_running = 0;
     int64_t num_unfinished = 0;

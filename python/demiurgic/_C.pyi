@@ -30,6 +30,8 @@ class _AllButMaxNewTokens(TypedDict, total=False):
     stop_token_ids: list[int] | None
     seed: int | list[int] | None
     use_cache: bool
+    speculate: str | None
+    max_draft_tokens: int
 
 class _Options(_AllButMaxNewTokens, total=False):
     max_new_tokens: int | None
@@ -66,6 +68,8 @@ class GenerationConfig:
     stop_token_ids: list[int] | None
     seed: int | list[int] | None
     use_cache: bool
+    speculate: str | None
+    max_draft_tokens: int
 
     def __init__(self, **options: Unpack[_Options]) -> None: ...
     def __eq__(self, other: object) -> bool: ...
@@ -152,6 +156,8 @@ class Request:
         seeds: Sequence[int],
         max_running: int,
         want_logprobs: bool,
+        draft_model: Weights | None = None,
+        always_drafts: bool = False,
     ) -> None:
         """What a call asks for; one seed a row, 0 to 2**64 - 1."""
 
@@ -175,6 +181,8 @@ class Call:
         """Natural logs of the generated ids' probabilities by the model; empty unless they were asked for."""
     def processed_logprobs(self, row: int) -> list[float]:
         """The same by what the options left of the distribution."""
+    def drafts(self, row: int) -> tuple[int, int]:
+        """How many drafts of a row's tokens were verified, and how many of them were accepted."""
     def timings(self) -> dict[str, float]:
         """Seconds in steps with prompt tokens of this call (prefill) and in its other steps (decode)."""
 

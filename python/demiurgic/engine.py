@@ -33,6 +33,7 @@ def generate(
     max_running: int = _DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
     max_step_tokens: int = _DEFAULT_STEP_TOKENS,
+    draft_model: nn.Module | None = None,
     **options: Any,
 ) -> Tensor | GenerationOutput:
     """Continues prompts with the weights that `model` has now.
@@ -52,6 +53,9 @@ def generate(
         max_running: most rows that are computed at a time, 1 or more; the others wait.
         cache_bytes: most memory of the key/value cache in bytes. None: nine tenths of what is free on the device.
         max_step_tokens: most prompt tokens computed at a time, 1 or more; longer prompts go in chunks.
+        draft_model: a smaller DemiurgicForCausalLM with the same vocabulary on the same device, which guesses the next
+            tokens (speculative decoding; Leviathan et al., 2023). Right guesses save steps of `model`; the result is the
+            same, whatever it guesses. Its own cache takes what `cache_bytes` leaves.
         options: any option of GenerationConfig by name.
 
     Returns:
@@ -77,6 +81,7 @@ def generate(
         max_running=max_running,
         cache_bytes=cache_bytes,
         max_step_tokens=max_step_tokens,
+        draft_model=draft_model,
     )
     with generation, ProgressBar(generation, progress) as bar:
         while generation.advance():
@@ -169,6 +174,8 @@ class Generation:
         max_running: int = _DEFAULT_MAX_RUNNING,
         cache_bytes: int | None = None,
         max_step_tokens: int = _DEFAULT_STEP_TOKENS,
+        draft_model: nn.Module | None = None,
+        always_drafts: bool = False,
     ) -> None:
         _check_limits(max_running, cache_bytes, max_step_tokens)
         module = unwrap(model)
@@ -185,6 +192,8 @@ class Generation:
             seeds=_seeds(config, num_prompts, drawn=0),
             max_running=max_running,
             want_logprobs=want_logprobs,
+            draft_model=_draft_weights(draft_model),
+            always_drafts=always_drafts,
         )
         if config.seed is None and _samples(config):
             self._engine.check(request)  # a refused call must not draw from the user's generator
@@ -239,6 +248,8 @@ class Generation:
             logprobs=self._padded([self._call.logprobs(row) for row in rows], new),
             processed_logprobs=self._padded([self._call.processed_logprobs(row) for row in rows], new),
             seeds=self.seeds,
+            drafted=[self._call.drafts(row)[0] for row in rows],
+            accepted=[self._call.drafts(row)[1] for row in rows],
             timings={**timings, "tokens_per_second": sum(lengths) / seconds if seconds else 0.0},
         )
 
@@ -248,6 +259,16 @@ class Generation:
         for row, numbers in enumerate(values):
             padded[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.float32, device="cpu")
         return padded.to(self._device)
+
+
+def _draft_weights(model: nn.Module | None) -> _C.Weights | None:
+    """The live weights of a draft model; what is wrong with it is said of `draft_model`."""
+    if model is None:
+        return None
+    try:
+        return live_weights(unwrap(model))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"draft_model cannot be used: {error}") from error
 
 
 # Engines under way, by module: calls of several threads on one model share one. An engine lives as long as a call.
@@ -274,6 +295,7 @@ _KEYWORDS = (
     "max_running",
     "cache_bytes",
     "max_step_tokens",
+    "draft_model",
 )
 
 
