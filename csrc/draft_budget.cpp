@@ -5,36 +5,38 @@
 
 namespace demiurgic {
 
-namespace {
-
-// Falls at once, rises slowly.
-void follow(double& known, double seconds) {
-    if (known == 0) {
-        known = seconds;
-    } else if (seconds < known) {
-        known += (seconds - known) / 2;
+void TypicalSeconds::saw(double seconds) {
+    ++num_seen_;
+    const double step = std::max(0.02, 0.3 / static_cast<double>(num_seen_));
+    if (num_seen_ == 1) {
+        value_ = seconds;
+    } else if (seconds < value_) {
+        value_ = std::max(seconds, value_ * (1 - step));
     } else {
-        known += (std::min(seconds, 1.5 * known) - known) / 10;
+        value_ = std::min(seconds, value_ * (1 + step));
     }
 }
 
-}  // namespace
-
-void StepCosts::measured(int64_t num_tokens, double seconds) { follow(seconds_[num_tokens], seconds); }
+void StepCosts::measured(int64_t num_tokens, double seconds) {
+    const double expected = of(num_tokens, num_tokens - 1);
+    const auto [known, is_new] = seconds_.try_emplace(num_tokens);
+    // The first of its kind may have waited for memory, or for another process.
+    known->second.saw(is_new && expected > 0 ? std::min(seconds, 2 * expected) : seconds);
+}
 
 double StepCosts::within(int64_t num_tokens) const {
     const auto above = seconds_.lower_bound(num_tokens);
-    if (above->first == num_tokens || above == seconds_.begin()) return above->second;
+    if (above->first == num_tokens || above == seconds_.begin()) return above->second.value();
     const auto below = std::prev(above);
     const double share =
         static_cast<double>(num_tokens - below->first) / static_cast<double>(above->first - below->first);
-    return below->second + share * (above->second - below->second);
+    return below->second.value() + share * (above->second.value() - below->second.value());
 }
 
 double StepCosts::of(int64_t num_tokens, int64_t base) const {
     if (seconds_.empty()) return 0;
     if (num_tokens <= largest()) return within(num_tokens);
-    const double at_largest = seconds_.rbegin()->second;
+    const double at_largest = seconds_.rbegin()->second.value();
     if (base < largest()) {
         const double slope = std::max(0.0, at_largest - within(base)) / static_cast<double>(largest() - base);
         return at_largest + slope * static_cast<double>(num_tokens - largest());
@@ -58,12 +60,14 @@ std::vector<DraftBudget::Draft> DraftBudget::likeliest_first(const std::vector<s
 double DraftBudget::extra_seconds(int64_t num_drafts, int64_t depth, const Step& step, const StepCosts& costs) const {
     const double without = costs.of(step.num_tokens, step.num_tokens);
     const double with = costs.of(step.num_tokens + num_drafts, step.num_tokens);
-    const double to_draw = seconds_to_draw_ > 0 ? seconds_to_draw_ : 0.3 * without;  // a guess, until it is measured
+    const double known = seconds_to_draw_.value(), to_draw = known > 0 ? known : 0.3 * without;  // first a guess
     return std::max(0.0, with - without) + (draws_ ? static_cast<double>(depth) * to_draw : 0.0);
 }
 
-// How many of the first `drafts` save most; 0 where none do. An accepted one saves its row's share of a step.
-size_t DraftBudget::most_profitable(const std::vector<Draft>& drafts, const Step& step, const StepCosts& costs) const {
+// How many of the first `drafts` save most, of those that the credit covers; 0 where none do. An accepted one saves its row's
+// share of a step.
+size_t DraftBudget::most_profitable(const std::vector<Draft>& drafts, double credit, const Step& step,
+                                    const StepCosts& costs) const {
     const double worth = costs.of(step.num_tokens, step.num_tokens) / static_cast<double>(step.num_rows);
     double accepted = 0, most = 0;
     int64_t depth = 0;
@@ -71,8 +75,9 @@ size_t DraftBudget::most_profitable(const std::vector<Draft>& drafts, const Step
     for (size_t i = 0; i < drafts.size(); ++i) {
         accepted += drafts[i].chance;
         depth = std::max(depth, drafts[i].depth);
-        const double profit = accepted * worth - extra_seconds(static_cast<int64_t>(i) + 1, depth, step, costs);
-        if (profit > most) most = profit, best = i + 1;
+        const double cost = step.seconds_to_catch_up + extra_seconds(static_cast<int64_t>(i) + 1, depth, step, costs);
+        const double profit = accepted * worth - kMargin * cost;
+        if (profit > most && cost <= credit) most = profit, best = i + 1;
     }
     return best;
 }
@@ -81,6 +86,7 @@ std::vector<int64_t> DraftBudget::lengths(const std::vector<std::vector<double>>
                                           const StepCosts& costs) const {
     std::vector<int64_t> lengths(chances.size(), 0);
     if (costs.largest() == 0) return lengths;  // first a step without drafts, to compare with
+    const double credit = balance_ + kCredit * costs.of(step.num_tokens, step.num_tokens);
     std::vector<Draft> drafts = likeliest_first(chances);
     // Twice as many as have been tried: so a step can turn out dear, but not much dearer than thought.
     const int64_t tried = std::max<int64_t>(1, 2 * (costs.largest() - step.num_tokens));
@@ -88,14 +94,11 @@ std::vector<int64_t> DraftBudget::lengths(const std::vector<std::vector<double>>
     if (static_cast<int64_t>(drafts.size()) > most) drafts.resize(static_cast<size_t>(std::max<int64_t>(0, most)));
     if (drafts.empty()) return lengths;
 
-    size_t count = most_profitable(drafts, step, costs);
-    if (count > 0) {
-        const bool begins = draws_ && num_trials_ < 3;
-        if (balance_ < 0 && !begins) count = 0;
-    } else if (draws_ || drafts.front().chance >= 0.5) {
-        // What is known may be out of date: a model's chances, or what a step costs. A trial is due once it is paid for.
-        if (balance_ >= extra_seconds(1, 1, step, costs)) count = 1;
-    }
+    size_t count = most_profitable(drafts, credit, step, costs);
+    // What is known may be out of date: a model's chances, or what a step costs. A trial is due once it is paid for.
+    const bool may_be_worth_it = draws_ || drafts.front().chance >= 0.5;
+    const double cost = step.seconds_to_catch_up + extra_seconds(1, 1, step, costs);
+    if (count == 0 && may_be_worth_it && credit >= cost) count = 1;
     for (size_t i = 0; i < count; ++i) ++lengths[drafts[i].row];
     return lengths;
 }
@@ -106,14 +109,13 @@ void DraftBudget::spent(const std::vector<int64_t>& lengths, int64_t num_accepte
     balance_ += kAllowance * std::min(seconds, 2 * without);
     const int64_t num_drafts = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
     if (num_drafts > 0) {
-        ++num_trials_;
         const int64_t depth = *std::max_element(lengths.begin(), lengths.end());
         balance_ += static_cast<double>(num_accepted) * without / static_cast<double>(step.num_rows);
         balance_ -= extra_seconds(num_drafts, depth, step, costs);
     }
-    balance_ = std::clamp(balance_, -4 * without, 3 * without);
+    balance_ = std::clamp(balance_, -8 * without, 16 * without);
 }
 
-void DraftBudget::drew(double seconds) { follow(seconds_to_draw_, seconds); }
+void DraftBudget::drew(double seconds) { seconds_to_draw_.saw(seconds); }
 
 }  // namespace demiurgic

@@ -34,6 +34,13 @@ std::vector<double> DraftModel::chances(const Sequence& sequence, int64_t most) 
     return chances;
 }
 
+double DraftModel::seconds_to_catch_up(const Sequence& sequence) const {
+    const auto found = followers_.find(&sequence);
+    if (found == followers_.end()) return 0;
+    const int64_t num_unread = sequence.size() - std::min(found->second.seen->num_cached, sequence.size());
+    return num_unread <= 2 ? 0 : static_cast<double>(num_unread) * seconds_to_read_.value();
+}
+
 // Drops drafts that were refused, and takes over the tokens that have come since.
 void DraftModel::follow(const Sequence& sequence) {
     Follower& follower = followers_[&sequence];
@@ -112,7 +119,9 @@ void DraftModel::account(const std::vector<Work>& work, double seconds) {
     if (num_tokens <= 2 * static_cast<int64_t>(work.size())) {
         budget_.drew(seconds);
     } else {
-        budget_.paid(seconds * static_cast<double>(num_late) / static_cast<double>(num_tokens));
+        const double of_token = seconds / static_cast<double>(num_tokens);
+        seconds_to_read_.saw(of_token);
+        budget_.paid(of_token * static_cast<double>(num_late));
     }
 }
 

@@ -30,6 +30,9 @@ public:
     // For each of at most `most` drafts of `sequence` the chance that it comes, and all before it.
     std::vector<double> chances(const Sequence& sequence, int64_t most) const;
 
+    // About how long it takes to read what has come of `sequence` since it was last read; the first time does not count.
+    double seconds_to_catch_up(const Sequence& sequence) const;
+
     // Appends to Work::drafts until there are `count`; fewer where the cache has no room, or the model gives no token.
     struct Wanted {
         Work* work;
@@ -72,6 +75,7 @@ private:
     Decoder decoder_;
     Sampler sampler_;
     DraftBudget budget_{/*draws=*/true};
+    TypicalSeconds seconds_to_read_;  // a token, of many at once
     std::map<const Sequence*, Follower> followers_;
 };
 

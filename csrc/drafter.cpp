@@ -10,7 +10,7 @@ namespace demiurgic {
 // draft beside the tokens of a prompt would have a price that other steps do not tell.
 bool Drafter::group(const std::vector<Work>& work) {
     groups_.clear();
-    DraftBudget::Step step{0, static_cast<int64_t>(work.size()), 0};
+    DraftBudget::Step step{0, static_cast<int64_t>(work.size()), 0, 0};
     for (size_t i = 0; i < work.size(); ++i) {
         const Sequence& sequence = *work[i].sequence;
         if (!work[i].gives_token() || (work[i].count > 1 && sequence.config->use_cache)) return false;
@@ -54,6 +54,7 @@ void Drafter::choose(Group& group, std::vector<Work>& work, Scheduler& scheduler
         const Sequence& sequence = *work[i].sequence;
         // The last token of a row is never looked at.
         const int64_t most = std::min(sequence.config->max_draft_tokens, sequence.max_tokens - sequence.size() - 1);
+        if (group.model) group.step.seconds_to_catch_up += group.model->seconds_to_catch_up(sequence);
         chances.push_back(group.model ? group.model->chances(sequence, most) : sequence.lookup->chances(most));
     }
     group.lengths = group.budget->lengths(chances, group.step, costs_);

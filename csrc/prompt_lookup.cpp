@@ -8,7 +8,7 @@ size_t PromptLookup::class_of(int64_t length) {
 }
 
 void PromptLookup::append(const std::vector<int64_t>& tokens) {
-    constexpr double weight = 1.0 / 8;
+    constexpr double weight = 1.0 / 12;
     if (const NgramIndex::Match& match = index_.match(); match.length > 0) {
         double& right = right_[class_of(match.length)];
         right += weight * ((tokens[match.next] == tokens.back() ? 1.0 : 0.0) - right);
