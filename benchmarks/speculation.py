@@ -95,7 +95,9 @@ def summed(cells: list[dict[str, Any]]) -> dict[str, Any]:
 
 def print_row(cell: dict[str, Any]) -> None:
     times = f"{cell['without'] * 1e3:8.1f} ms{cell['with'] * 1e3:8.1f} ms{cell['ratio']:7.2f}"
-    print(f"{cell['kind']:8}{cell['mode']:9}{times}{cell['tokens']:8}{cell['drafted']:9}{cell['accepted']:9}", flush=True)
+    print(
+        f"{cell['kind']:8}{cell['mode']:9}{times}{cell['tokens']:8}{cell['drafted']:9}{cell['accepted']:9}", flush=True
+    )
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+#include <pybind11/functional.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -8,9 +9,10 @@
 
 #include "engine.h"
 #include "philox.h"
+#include "stopping.h"
 
 // Python's face of the core: convert, name, document, release the GIL; nothing else. Tensors never leave or enter but as
-// the parameters of a model.
+// the parameters of a model, and where a hook of the user's is called.
 namespace py = pybind11;
 
 namespace demiurgic {
@@ -105,13 +107,19 @@ Value from_python(const Option& option, py::handle value) {
             }
             return bias;
         }
-        case OptionType::text:
-            return to_text(option.name, expected, value);
         case OptionType::seed: {
             if (!is_list(value)) return Seed(to_seed(value));
             std::vector<uint64_t> seeds;
             for (py::handle seed : value) seeds.push_back(to_seed(seed));
             return Seed(seeds);
+        }
+        case OptionType::text:
+            return to_text(option.name, expected, value);
+        case OptionType::texts: {
+            if (!is_list(value)) return Strings{to_text(option.name, expected, value)};
+            Strings texts;
+            for (py::handle text : value) texts.push_back(to_text(entry, "a str", text));
+            return texts;
         }
     }
     return {};
@@ -277,6 +285,75 @@ py::dict list_presets() {
     return dict;
 }
 
+// ---- texts and ends -------------------------------------------------------------------------------------------------
+
+std::shared_ptr<TokenBytes> make_token_bytes(const std::vector<std::string>& tokens,
+                                             const std::vector<int64_t>& special, const std::string& spelling,
+                                             const std::string& leading_blank) {
+    const std::map<std::string, TokenSpelling> spellings{{"byte_level", TokenSpelling::byte_level},
+                                                         {"pieces", TokenSpelling::pieces},
+                                                         {"byte_fallback", TokenSpelling::byte_fallback},
+                                                         {"raw", TokenSpelling::raw}};
+    const std::map<std::string, LeadingBlank> blanks{{"kept", LeadingBlank::kept},
+                                                     {"one_dropped", LeadingBlank::one_dropped},
+                                                     {"token_dropped", LeadingBlank::token_dropped}};
+    return std::make_shared<TokenBytes>(tokens, special, spellings.at(spelling), blanks.at(leading_blank));
+}
+
+// A sequence without a model: what a row of chosen tokens comes to.
+struct Replay {
+    Replay(const std::vector<int64_t>& prompt, const GenerationConfig& config,
+           const std::optional<std::shared_ptr<TokenBytes>>& bytes)
+        : sequence(prompt, resolved(config), 0) {
+        if (!bytes) return;
+        sequence.text = std::make_unique<RowText>(std::make_shared<TextRules>(*bytes, sequence.config), prompt);
+    }
+
+    static std::shared_ptr<const GenerationConfig> resolved(GenerationConfig config) {
+        if (!config.eos_token_id) config.eos_token_id = Ids{};
+        return std::make_shared<const GenerationConfig>(std::move(config));
+    }
+
+    std::string append(int64_t token) {
+        if (sequence.finished()) throw py::value_error("The row has ended; nothing can be appended.");
+        sequence.append(token);
+        const FinishReason reason = reason_to_stop(sequence);
+        if (reason != FinishReason::none) trim(sequence, reason);
+        sequence.finish_reason = reason;
+        return name_of(reason);
+    }
+
+    Sequence sequence;
+};
+
+void bind_texts(py::module_& m) {
+    py::class_<TokenBytes, std::shared_ptr<TokenBytes>>(m, "TokenBytes",
+                                                        "The bytes that each token of a vocabulary stands for.")
+        .def(py::init(&make_token_bytes), "tokens"_a, "special"_a, "spelling"_a, "leading_blank"_a = "kept")
+        .def(
+            "of", [](const TokenBytes& bytes, int64_t token) { return py::bytes(std::string(bytes.of(token))); },
+            "token"_a, "The bytes of one token; none of a special one and of an id outside the vocabulary.")
+        .def("__len__", &TokenBytes::size);
+    py::class_<Replay>(m, "Replay",
+                       "A row that is given its tokens instead of generating them: where it ends, and why.")
+        .def(py::init<std::vector<int64_t>, const GenerationConfig&,
+                      const std::optional<std::shared_ptr<TokenBytes>>&>(),
+             "prompt"_a, "config"_a, "token_bytes"_a = py::none())
+        .def("append", &Replay::append, "token"_a,
+             "Takes the next token; returns why the row has ended, or none. Raises ValueError where it had ended.")
+        .def_property_readonly("tokens",
+                               [](const Replay& r) {
+                                   return std::vector<int64_t>(r.sequence.tokens.begin() + r.sequence.prompt_length,
+                                                               r.sequence.tokens.end());
+                               })
+        .def_property_readonly(
+            "text", [](const Replay& r) { return py::bytes(r.sequence.text ? r.sequence.text->text() : ""); })
+        .def_property_readonly(
+            "settled",
+            [](const Replay& r) { return std::pair(r.sequence.settled_tokens(), r.sequence.settled_bytes()); })
+        .def_property_readonly("stopped_by", [](const Replay& r) { return stopped_by(r.sequence); });
+}
+
 // ---- model and engine -----------------------------------------------------------------------------------------------
 
 Activation activation_of(const std::string& name) {
@@ -328,6 +405,45 @@ private:
     bool is_main_thread_;
     std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
+
+// ---- hooks ----------------------------------------------------------------------------------------------------------
+
+// A method of demiurgic.hooks.Hooks. Called, it takes the GIL; it may be called on any thread.
+template <class Result>
+using HookMethod = std::function<Result(at::Tensor, at::Tensor, at::Tensor, std::vector<int64_t>)>;
+
+// Ctrl-C, on the main thread, which happened to be in a hook, perhaps of another thread's call.
+bool is_interrupt(const py::error_already_set& error) {
+    const py::gil_scoped_acquire gil;
+    if (!error.matches(PyExc_KeyboardInterrupt)) return false;
+    const py::module_ threading = py::module_::import("threading");
+    return threading.attr("main_thread")().is(threading.attr("current_thread")());
+}
+
+template <class Result>
+std::function<Result(const HookRows&)> hook_of(const std::optional<HookMethod<Result>>& given) {
+    if (!given) return {};
+    return [method = *given](const HookRows& shown) {
+        try {
+            return method(shown.input_ids, shown.scores, shown.rows, shown.lengths);
+        } catch (const py::error_already_set& error) {
+            if (is_interrupt(error)) throw HookInterrupted{std::current_exception()};
+            throw;
+        }
+    };
+}
+
+void bind_hooks(py::module_& m) {
+    py::class_<Hooks, std::shared_ptr<Hooks>>(m, "Hooks", "What a call asks at every position.")
+        .def(py::init([](const std::optional<HookMethod<at::Tensor>>& process,
+                         const std::optional<HookMethod<std::vector<bool>>>& stop, int64_t prompt_width,
+                         int64_t padding) {
+                 return std::make_shared<Hooks>(Hooks{hook_of(process), hook_of(stop), prompt_width, padding});
+             }),
+             py::kw_only(), "process"_a, "stop"_a, "prompt_width"_a, "padding"_a);
+}
+
+// ---- calls ----------------------------------------------------------------------------------------------------------
 
 // A call and the engine that works on it; gone from Python, it is cancelled.
 struct CallHandle {
@@ -400,7 +516,7 @@ void bind_call(py::module_& m) {
             [](const CallHandle& handle, int64_t row) {
                 return handle.row(row, [](const Sequence& s) { return std::string(name_of(s.finish_reason)); });
             },
-            "row"_a, "none | eos | stop | length | error | cancelled")
+            "row"_a, "none | eos | stop | length | repetition | error | cancelled")
         .def(
             "error",
             [](const CallHandle& handle, int64_t row) {
@@ -426,6 +542,32 @@ void bind_call(py::module_& m) {
                 return handle.row(row, [](const Sequence& s) { return std::pair(s.num_drafted, s.num_accepted); });
             },
             "row"_a, "How many drafts of a row's tokens were verified, and how many of them were accepted.")
+        .def(
+            "text",
+            [](const CallHandle& handle, int64_t row, int64_t start) {
+                return py::bytes(handle.row(row, [start](const Sequence& s) {
+                    const int64_t end = s.settled_bytes(), first = std::clamp<int64_t>(start, 0, end);
+                    return s.text ? s.text->text().substr(first, end - first) : std::string();
+                }));
+            },
+            "row"_a, "start"_a = 0,
+            "UTF-8 of the generated text of a row from the start-th byte on, as far as it stays; empty without "
+            "token_bytes.")
+        .def(
+            "settled",
+            [](const CallHandle& handle, int64_t row) {
+                return handle.row(row,
+                                  [](const Sequence& s) { return std::pair(s.settled_tokens(), s.settled_bytes()); });
+            },
+            "row"_a,
+            "How many of the generated ids of a row, and bytes of their text, stay, whatever comes. The others may be "
+            "taken back, because they may turn out to belong to a stop.")
+        .def(
+            "stopped_by",
+            [](const CallHandle& handle, int64_t row) {
+                return handle.row(row, [](const Sequence& s) { return stopped_by(s); });
+            },
+            "row"_a, "The stop string, the value of stop_at or the stop id that has ended a row; else None.")
         .def("timings", &timings,
              "Seconds in steps with prompt tokens of this call (prefill) and in its other steps (decode).");
 }
@@ -443,7 +585,11 @@ std::vector<std::pair<std::vector<float>, std::string>> score_rows(Engine& engin
 }
 
 py::dict counters(const Engine& engine) {
-    const EngineCounters c = engine.counters();
+    EngineCounters c;
+    {
+        const py::gil_scoped_release release;  // the lock may be held by a thread that wants the GIL
+        c = engine.counters();
+    }
     return py::dict("num_steps"_a = c.num_steps, "num_computed_tokens"_a = c.num_computed_tokens,
                     "num_preemptions"_a = c.num_preemptions, "num_used_blocks"_a = c.num_used_blocks,
                     "cache_bytes"_a = c.cache_bytes);
@@ -453,14 +599,24 @@ void bind_engine(py::module_& m) {
     py::class_<Request>(m, "Request", "What a call asks for.")
         .def(py::init([](std::vector<std::vector<int64_t>> prompts, const GenerationConfig& config,
                          std::vector<uint64_t> seeds, int64_t max_running, bool want_logprobs,
-                         std::optional<Weights> draft_model, bool always_drafts) {
-                 Request request{std::move(prompts), config, std::move(seeds), max_running, want_logprobs};
-                 request.draft_model = std::move(draft_model);
-                 request.always_drafts = always_drafts;
-                 return request;
+                         const std::optional<std::shared_ptr<TokenBytes>>& token_bytes,
+                         std::vector<int64_t> max_new_tokens, const std::optional<std::shared_ptr<Hooks>>& hooks,
+                         std::optional<double> max_seconds, std::optional<Weights> draft_model, bool always_drafts) {
+                 return Request{std::move(prompts),
+                                config,
+                                std::move(seeds),
+                                max_running,
+                                want_logprobs,
+                                token_bytes.value_or(nullptr),
+                                std::move(max_new_tokens),
+                                hooks.value_or(nullptr),
+                                max_seconds,
+                                std::move(draft_model),
+                                always_drafts};
              }),
              py::kw_only(), "prompts"_a, "config"_a, "seeds"_a, "max_running"_a, "want_logprobs"_a,
-             "draft_model"_a = py::none(), "always_drafts"_a = false)
+             "token_bytes"_a = py::none(), "max_new_tokens"_a = std::vector<int64_t>(), "hooks"_a = py::none(),
+             "max_seconds"_a = py::none(), "draft_model"_a = py::none(), "always_drafts"_a = false)
         .def_readwrite("seeds", &Request::seeds, "One a row of the result, 0 to 2**64 - 1.");
     py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine", "Generates for all calls that are under way on one model.")
         .def(py::init<Weights, std::optional<int64_t>, int64_t>(), "weights"_a, "cache_bytes"_a, "max_step_tokens"_a)
@@ -509,6 +665,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("presets", &list_presets, "The presets of GenerationConfig and what each is for.");
     m.def("derive_seed", &derive_seed, "seed"_a, "i"_a, "The seed of the i-th of the rows that share `seed`.");
     bind_model(m);
+    bind_hooks(m);
+    bind_texts(m);
     bind_call(m);
     bind_engine(m);
     m.def(

@@ -50,6 +50,7 @@ class Engine::Stepping {
 public:
     Stepping(Engine& engine, std::unique_lock<std::mutex>& lock) : engine_(engine), lock_(lock) {
         engine_.stepping_ = true;
+        engine_.stepping_thread_ = std::this_thread::get_id();
     }
     ~Stepping() {
         if (!lock_.owns_lock()) lock_.lock();
@@ -97,6 +98,9 @@ void check_prompts(const Request& request, int64_t vocab) {
     if (request.prompts.empty()) throw std::invalid_argument("input_ids holds no prompt; give at least one.");
     const size_t num_rows = request.prompts.size() * static_cast<size_t>(request.config.num_return_sequences);
     if (request.seeds.size() != num_rows) throw std::invalid_argument("There must be one seed a row.");
+    if (!request.max_new_tokens.empty() && request.max_new_tokens.size() != request.prompts.size()) {
+        throw std::invalid_argument("There must be one max_new_tokens a prompt.");
+    }
     check_max_running(request.max_running);
     for (size_t i = 0; i < request.prompts.size(); ++i) {
         if (request.prompts[i].empty()) {
@@ -118,20 +122,47 @@ void check_option_ids(const GenerationConfig& config, int64_t vocab) {
     for (const int64_t id : config.stop_token_ids) check("stop_token_ids", id);
 }
 
+// Of one prompt.
+GenerationConfig config_of(const Request& request, size_t prompt) {
+    GenerationConfig config = request.config;
+    if (!request.max_new_tokens.empty()) config.max_new_tokens = request.max_new_tokens[prompt];
+    return config;
+}
+
+void check_text_options(const Request& request) {
+    if (request.token_bytes || (request.config.stop.empty() && request.config.stop_at.empty())) return;
+    throw std::invalid_argument(std::string(request.config.stop.empty() ? "stop_at" : "stop") +
+                                " looks at the text of the tokens, so it needs the tokenizer: give tokenizer= too.");
+}
+
 std::shared_ptr<Call> make_call(const Request& request) {
     auto call = std::make_shared<Call>();
     call->max_running = request.max_running;
     call->want_logprobs = request.want_logprobs;
     call->always_drafts = request.always_drafts;
-    const auto config = std::make_shared<const GenerationConfig>(request.config);
-    const int64_t copies = config->num_return_sequences;
-    for (const std::vector<int64_t>& prompt : request.prompts) {
+    call->hooks = request.hooks;
+    if (request.max_seconds) {
+        // As double, and bounded: who gives years may give any number.
+        const std::chrono::duration<double> seconds(std::clamp(*request.max_seconds, 0.0, 1e9));
+        call->deadline =
+            std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::steady_clock::duration>(seconds);
+    }
+    const int64_t copies = request.config.num_return_sequences;
+    auto config = std::make_shared<const GenerationConfig>(request.config);
+    const auto rules = request.token_bytes ? std::make_shared<TextRules>(request.token_bytes, config) : nullptr;
+    for (size_t i = 0; i < request.prompts.size(); ++i) {
+        const std::vector<int64_t>& prompt = request.prompts[i];
+        if (!request.max_new_tokens.empty()) {
+            config = std::make_shared<const GenerationConfig>(config_of(request, i));
+        }
         const auto shared = copies > 1 && config->use_cache ? std::make_shared<SharedPrompt>() : nullptr;
         for (int64_t copy = 0; copy < copies; ++copy) {
             const uint64_t seed = request.seeds[call->sequences.size()];
             auto sequence = std::make_unique<Sequence>(prompt, config, seed);
             sequence->call = call.get();
+            sequence->row = static_cast<int64_t>(call->sequences.size());
             sequence->shared_prompt = shared;
+            if (rules) sequence->text = std::make_unique<RowText>(rules, prompt);
             if (shared) ++shared->num_members;
             call->sequences.push_back(std::move(sequence));
         }
@@ -163,10 +194,11 @@ void Engine::check(const Request& request) const {
     check_prompts(request, vocab);
     check_option_ids(request.config, vocab);
     check_drafts(request);
+    check_text_options(request);
     const std::lock_guard lock(mutex_);
     const int64_t most = most_blocks();
-    for (const std::vector<int64_t>& prompt : request.prompts) {
-        check_room(static_cast<int64_t>(prompt.size()), request.config, most);
+    for (size_t i = 0; i < request.prompts.size(); ++i) {
+        check_room(static_cast<int64_t>(request.prompts[i].size()), config_of(request, i), most);
     }
 }
 
@@ -263,7 +295,16 @@ void Engine::wait(std::unique_lock<std::mutex>& lock, const Poll& poll) {
     lock.lock();
 }
 
+// A hook that waited for the end of the step that it is part of would wait for ever.
+void Engine::check_not_in_hook() const {
+    if (!stepping_ || stepping_thread_ != std::this_thread::get_id()) return;
+    throw std::runtime_error(
+        "A logits processor or a stopping criterion used the engine of the model that is just generating with it; "
+        "generate with another model in it, or call the model's forward.");
+}
+
 void Engine::wait_for_step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
+    check_not_in_hook();
     ++num_adding_;
     try {
         while (stepping_) wait(lock, poll);
@@ -391,6 +432,7 @@ void Engine::share_cache_left(const Call& added) {
 
 bool Engine::advance(Call& call, const Poll& poll) {
     std::unique_lock lock(mutex_);
+    check_not_in_hook();
     const int64_t steps_before = call.num_steps;
     while (!call.finished() && call.num_steps == steps_before) {
         if (stepping_ || num_adding_ > 0) {
@@ -399,13 +441,13 @@ bool Engine::advance(Call& call, const Poll& poll) {
             step(lock, poll);
         }
     }
+    if (call.failure) std::rethrow_exception(std::exchange(call.failure, nullptr));
     return !call.finished();
 }
 
 void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
     const Stepping stepping(*this, lock);
-    Stopwatch watch;
-    Stopwatch whole_step;
+    Stopwatch watch, whole_step;
     std::vector<Work> work = scheduler_.plan();
     drafter_.plan(work, scheduler_);
     lock.unlock();
@@ -417,27 +459,27 @@ void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
     const at::Tensor logits = work.empty() ? at::Tensor() : decoder_.decode(batch, cache_, poll);
     const std::vector<float> scored = scores(batch, logits);
     Rounds rounds(batch);
-    std::vector<Sample> samples = sample(rounds, logits);
+    Choices choices = sample(rounds, logits);
     lock.lock();
     commit(work);
     accept_scores(work, scored);
-    accept(rounds, samples);
+    accept(rounds, choices);
     charge(work, watch.seconds());
     // Whenever the lock is free, what was accepted so far stands as if the step had ended: it may be left at any round.
     while (rounds.next()) {
         lock.unlock();
-        samples = sample(rounds, logits);
+        choices = sample(rounds, logits);
         lock.lock();
         for (Sequence* sequence : rounds.sequences()) scheduler_.draft_accepted(*sequence);
-        accept(rounds, samples);
+        accept(rounds, choices);
         charge(work, watch.seconds());
     }
     drafter_.learn(work, whole_step.seconds());
 }
 
-std::vector<Sample> Engine::sample(const Rounds& rounds, const at::Tensor& logits) {
+Choices Engine::sample(const Rounds& rounds, const at::Tensor& logits) {
     if (rounds.sequences().empty()) return {};
-    return sampler_.sample(rounds.logits(logits), rounds.sequences());
+    return choose(sampler_, rounds.logits(logits), rounds.sequences());
 }
 
 // Of Batch::scored_tokens.
@@ -465,6 +507,7 @@ void Engine::charge(const std::vector<Work>& work, double seconds) {
     for (const Work& part : work) calls[part.sequence->call] |= part.start < part.sequence->prompt_length;
     for (const auto& [call, in_prompt] : calls) (in_prompt ? call->prefill_seconds : call->decode_seconds) += seconds;
 }
+
 // `scores` in the order of Batch::scored_tokens.
 void Engine::accept_scores(const std::vector<Work>& work, const std::vector<float>& scores) {
     auto next = scores.begin();
@@ -477,7 +520,7 @@ void Engine::accept_scores(const std::vector<Work>& work, const std::vector<floa
         sequence.logprobs.insert(sequence.logprobs.end(), next, end);
         next = end;
         if (failed) {
-            sequence.error = explain(kNotFinite);
+            sequence.error = explain(kNotFinite, /*hooked=*/false);
             sequence.logprobs.clear();  // how many come before the first NaN depends on the chunks
         }
         const FinishReason reason = failed ? FinishReason::error : reason_to_stop(sequence);
@@ -485,13 +528,44 @@ void Engine::accept_scores(const std::vector<Work>& work, const std::vector<floa
     }
 }
 
-void Engine::accept(const Rounds& rounds, const std::vector<Sample>& samples) {
-    for (size_t i = 0; i < samples.size(); ++i) accept(*rounds.sequences()[i], samples[i]);
+void Engine::accept(const Rounds& rounds, const Choices& choices) {
+    for (size_t i = 0; i < choices.samples.size(); ++i) {
+        if (choices.samples[i].token == kHookFailed) continue;
+        accept(*rounds.sequences()[i], choices.samples[i], choices.ended[i]);
+    }
+    for (const auto& [call, failure] : choices.failures) {
+        call->failure = failure;
+        end(*call, FinishReason::cancelled);
+    }
+    end_late_calls();
 }
 
-void Engine::accept(Sequence& sequence, const Sample& sample) {
+void Engine::end_late_calls() {
+    for (const auto& call : calls_) {
+        if (call->deadline && std::chrono::steady_clock::now() > *call->deadline) end(*call, FinishReason::length);
+    }
+}
+
+void Engine::end(Call& call, FinishReason reason) {
+    for (const auto& sequence : call.sequences) {
+        if (sequence->finished()) continue;
+        if (reason == FinishReason::cancelled) {
+            finish(*sequence, reason);
+        } else {
+            finish_trimmed(*sequence, reason_to_end(*sequence, reason));
+        }
+    }
+}
+
+void Engine::finish_trimmed(Sequence& sequence, FinishReason reason) {
+    trim(sequence, reason);
+    finish(sequence, reason);
+}
+
+// `ended`: by a stopping criterion of the user's.
+void Engine::accept(Sequence& sequence, const Sample& sample, bool ended) {
     if (sample.token < 0) {
-        sequence.error = explain(sample.token);
+        sequence.error = explain(sample.token, sequence.call->hooks != nullptr);
         finish(sequence, FinishReason::error);
         return;
     }
@@ -500,12 +574,19 @@ void Engine::accept(Sequence& sequence, const Sample& sample) {
         sequence.logprobs.push_back(sample.logprob);
         sequence.processed_logprobs.push_back(sample.processed_logprob);
     }
-    const FinishReason reason = reason_to_stop(sequence);
-    if (reason != FinishReason::none) finish(sequence, reason);
+    FinishReason reason = reason_to_stop(sequence);
+    if (reason == FinishReason::none && ended) reason = reason_to_end(sequence, FinishReason::stop);
+    if (reason != FinishReason::none) finish_trimmed(sequence, reason);
 }
 
-std::string Engine::explain(int64_t no_token) const {
-    if (no_token == kNothingAllowed) return "The options forbid every token, so none could be chosen.";
+std::string Engine::explain(int64_t no_token, bool hooked) const {
+    if (no_token == kNothingAllowed) {
+        return std::string("The options ") + (hooked ? "and logits processors " : "") +
+               "forbid every token, so none could be chosen.";
+    }
+    if (no_token == kHookNotFinite) {
+        return "The logits are NaN or +inf after the logits processors, though the model's are finite.";
+    }
     if (no_token == kOverflow) {
         return "logit_bias, the penalties or temperature took the largest logit out of the range of float32.";
     }
@@ -517,6 +598,7 @@ std::string Engine::explain(int64_t no_token) const {
 
 void Engine::finish(Sequence& sequence, FinishReason reason) {
     sequence.finish_reason = reason;
+    sequence.repetition.reset();  // its memory
     scheduler_.remove(sequence);
     if (sequence.call->draft_model) sequence.call->draft_model->forget(sequence);
     --sequence.call->num_unfinished;
@@ -524,10 +606,7 @@ void Engine::finish(Sequence& sequence, FinishReason reason) {
 
 void Engine::remove_ended_calls() {
     for (const auto& call : calls_) {
-        if (!call->cancelled) continue;
-        for (const auto& sequence : call->sequences) {
-            if (!sequence->finished()) finish(*sequence, FinishReason::cancelled);
-        }
+        if (call->cancelled) end(*call, FinishReason::cancelled);
     }
     std::erase_if(calls_, [](const auto& call) { return call->finished(); });
 }

@@ -4,10 +4,12 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <thread>
 #include <vector>
 
 #include "decoder.h"
 #include "drafter.h"
+#include "hooks.h"
 #include "kv_cache.h"
 #include "rounds.h"
 #include "sampler.h"
@@ -23,8 +25,12 @@ struct Request {
     std::vector<uint64_t> seeds;                // one a row of the result
     int64_t max_running = 256;
     bool want_logprobs = false;
-    std::optional<Weights> draft_model = std::nullopt;  // of a smaller model that guesses tokens
-    bool always_drafts = false;                         // as many as there can be, whatever they cost: for tests
+    std::shared_ptr<const TokenBytes> token_bytes;  // null: no texts are made
+    std::vector<int64_t> max_new_tokens;            // one a prompt, in place of the config's; empty: the config's
+    std::shared_ptr<const Hooks> hooks = nullptr;   // null: none
+    std::optional<double> max_seconds = {};         // rows that are unfinished after so long end, by their length
+    std::optional<Weights> draft_model = {};        // of a smaller model that guesses tokens
+    bool always_drafts = false;                     // as many as there can be, whatever they cost: for tests
 };
 
 // A row of Engine::score.
@@ -72,6 +78,7 @@ public:
 
     // Runs steps, or waits for another thread's, until `call` has a new token or end. False where it is finished.
     // `poll` is asked between layers and while waiting; what it throws ends the step, without a trace, and leaves here.
+    // What a hook of the call threw, on whatever thread, leaves here too; the call has ended then.
     bool advance(Call& call, const Poll& poll);
 
     // Ends the unfinished sequences of the call and frees their blocks.
@@ -92,12 +99,16 @@ private:
     void admit(const std::shared_ptr<Call>& call, const Poll& poll, const std::optional<Weights>& draft_model = {});
     std::shared_ptr<DraftModel> draft_model_of(const Weights& weights) const;
     std::vector<DraftModel*> draft_models(const Call* added = nullptr) const;
-    std::vector<Sample> sample(const Rounds& rounds, const at::Tensor& logits);
+    Choices sample(const Rounds& rounds, const at::Tensor& logits);
     std::vector<float> scores(const Batch& batch, const at::Tensor& logits) const;
     void commit(const std::vector<Work>& work);
     void charge(const std::vector<Work>& work, double seconds);
-    void accept(const Rounds& rounds, const std::vector<Sample>& samples);
-    void accept(Sequence& sequence, const Sample& sample);
+    void accept(const Rounds& rounds, const Choices& choices);
+    void accept(Sequence& sequence, const Sample& sample, bool ended);
+    void end(Call& call, FinishReason reason);
+    void end_late_calls();
+    void finish_trimmed(Sequence& sequence, FinishReason reason);
+    void check_not_in_hook() const;
     void accept_scores(const std::vector<Work>& work, const std::vector<float>& scores);
     void finish(Sequence& sequence, FinishReason reason);
     void remove_ended_calls();
@@ -109,7 +120,7 @@ private:
     void check_room_to_score(int64_t length, int64_t most_blocks) const;
     std::string needs(int64_t num_blocks, int64_t most_blocks) const;
     int64_t most_blocks() const;
-    std::string explain(int64_t no_token) const;
+    std::string explain(int64_t no_token, bool hooked) const;
 
     const Weights weights_;
     const Kernels& kernels_;
@@ -121,7 +132,8 @@ private:
     mutable std::mutex mutex_;
     std::condition_variable step_done_;
     bool stepping_ = false;
-    int64_t num_adding_ = 0;  // threads in add; no new step begins before them
+    std::thread::id stepping_thread_;  // while stepping_
+    int64_t num_adding_ = 0;           // threads in add; no new step begins before them
     KVBlocks blocks_{kBlockSize};
     KVCache cache_;
     Decoder decoder_;

@@ -78,6 +78,9 @@ constexpr const char* kFactor = "from 0.0001 to 10000";
 constexpr const char* kTypical = "above 0 and at most 1";
 constexpr const char* kNotNegative = "an integer of 0 or more";
 constexpr const char* kPositive = "an integer of 1 or more";
+constexpr const char* kStops = "strings of one character or more";
+constexpr const char* kStopAt = "'function', 'code_block' or None";
+constexpr const char* kCopies = "an integer of 2 or more";
 
 double temperature_of(const Value& value) {
     const double given = number_in("temperature", value, 0, 1e4, 1.0, kTemperature);
@@ -115,6 +118,22 @@ LogitBias logit_bias_of(const Value& value) {
     return given;
 }
 
+Strings stops_of(const Value& value) {
+    if (std::holds_alternative<std::monostate>(value)) return {};
+    const Strings& given = std::get<Strings>(value);
+    for (const std::string& stop : given) {
+        if (stop.empty()) refuse("stop", "a list with an empty string in it", kStops);
+    }
+    return given;
+}
+
+std::string stop_at_of(const Value& value) {
+    if (std::holds_alternative<std::monostate>(value)) return "";
+    const std::string& given = std::get<std::string>(value);
+    if (given != "function" && given != "code_block") refuse("stop_at", "'" + given + "'", kStopAt);
+    return given;
+}
+
 #define NAME(field) #field
 #define INTEGER(field, low, off, range)               \
     [](const Config& c) -> Value { return c.field; }, \
@@ -139,8 +158,8 @@ std::vector<Option> make_options() {
          "Most tokens of a row, its prompt included and padding not. Where given, it wins over max_new_tokens.", true,
          OPTIONAL_INTEGER(max_length, 1, kPositive)},
         {"min_length", T::integer, "int | None", kNotNegative,
-         "EOS and stop ids are forbidden until a row has this many tokens, its prompt included and padding not.", true,
-         INTEGER(min_length, 0, 0, kNotNegative)},
+         "EOS and stop ids are forbidden until a row has this many tokens, its prompt included and padding not. Other ends but the length count from there.",
+         true, INTEGER(min_length, 0, 0, kNotNegative)},
         {"temperature", T::number, "float | None", kTemperature,
          "Divides the logits: below 1 sharper, above 1 flatter. 0 is greedy; None is 1.", true,
          [](const Config& c) -> Value { return c.temperature; },
@@ -187,8 +206,8 @@ std::vector<Option> make_options() {
              if (!std::holds_alternative<std::monostate>(v)) c.eos_token_id = token_ids("eos_token_id", v);
          }},
         {"min_new_tokens", T::integer, "int | None", kNotNegative,
-         "EOS and stop ids are forbidden until a row has this many new tokens.", false,
-         INTEGER(min_new_tokens, 0, 0, kNotNegative)},
+         "EOS and stop ids are forbidden until a row has this many new tokens. Other ends but the length count from there.",
+         false, INTEGER(min_new_tokens, 0, 0, kNotNegative)},
         {"min_p", T::number, "float | None", kProbability,
          "Keeps the tokens whose probability is at least min_p times the largest. 0 or None: off.", false,
          NUMBER(min_p, 0, 1, 0.0, kProbability)},
@@ -232,6 +251,27 @@ std::vector<Option> make_options() {
          "come and what they cost.",
          false, [](const Config& c) -> Value { return c.max_draft_tokens; },
          [](Config& c, const Value& v) { c.max_draft_tokens = max_draft_tokens_of(v); }},
+        {"stop", T::texts, "str | list[str] | None", kStops,
+         "A row ends, with the reason stop, where its generated text has one of these strings: the one that begins "
+         "first counts. Text and tokens end before it. Needs the tokenizer.",
+         false, [](const Config& c) -> Value { return c.stop.empty() ? Value() : Value(c.stop); },
+         [](Config& c, const Value& v) { c.stop = stops_of(v); }},
+        {"include_stop", T::boolean, "bool", "True or False", "True: text and tokens end with the stop string.", false,
+         BOOLEAN(include_stop)},
+        {"stop_at", T::text, "str | None", kStopAt,
+         "'function': a row ends after the first top-level definition of Python (def, async def, class), by dedent. "
+         "'code_block': after the first fenced block. One that the prompt has begun counts. Needs the tokenizer.",
+         false, [](const Config& c) -> Value { return c.stop_at.empty() ? Value() : Value(c.stop_at); },
+         [](Config& c, const Value& v) { c.stop_at = stop_at_of(v); }},
+        {"stop_on_repetition", T::integer, "int | None", kCopies,
+         "A row ends, with the reason repetition, where its last generated tokens are one run of at most 1024 tokens "
+         "so many times or more. None: off.",
+         false, OPTIONAL_INTEGER(stop_on_repetition, 2, kCopies)},
+        {"repetition_min_tokens", T::integer, "int", kPositive,
+         "stop_on_repetition looks at repetitions of so many tokens or more, all copies together.", false,
+         INTEGER(repetition_min_tokens, 1, std::nullopt, kPositive)},
+        {"trim_repetition", T::boolean, "bool", "True or False",
+         "True: what stop_on_repetition has ended is cut after the first copy.", false, BOOLEAN(trim_repetition)},
     };
 }
 
@@ -295,6 +335,10 @@ void GenerationConfig::validate() const {
         refuse("min_new_tokens", text_of(min_new_tokens),
                "at most max_new_tokens, which is " + text_of(*max_new_tokens));
     }
+}
+
+int64_t GenerationConfig::tokens_before_end(int64_t prompt_length) const {
+    return std::max(min_new_tokens, min_length - prompt_length);
 }
 
 const std::vector<Option>& options() {

@@ -13,6 +13,7 @@ namespace demiurgic {
 
 using Ids = std::vector<int64_t>;
 using LogitBias = std::map<int64_t, double>;
+using Strings = std::vector<std::string>;
 using Seed = std::variant<uint64_t, std::vector<uint64_t>>;
 
 // Every option of a generation, with its default. What each means, its range and its place in the order of sampling is
@@ -44,19 +45,28 @@ struct GenerationConfig {
     bool use_cache = true;
     std::string speculate;  // "" is None
     int64_t max_draft_tokens = 16;
+    Strings stop;
+    bool include_stop = false;
+    std::string stop_at;  // "" is None
+    std::optional<int64_t> stop_on_repetition;
+    int64_t repetition_min_tokens = 64;
+    bool trim_repetition = false;
 
     bool operator==(const GenerationConfig&) const = default;
 
     // Throws std::invalid_argument where two options contradict each other. Single ranges are checked by Option::set.
     void validate() const;
 
+    // How many new tokens a row must have before it may end but by its length: min_length and min_new_tokens.
+    int64_t tokens_before_end(int64_t prompt_length) const;
+
     bool greedy() const { return !do_sample || temperature == 0.0; }
 };
 
 // What an option may hold; monostate is None.
-using Value = std::variant<std::monostate, bool, int64_t, double, Ids, LogitBias, Seed, std::string>;
+using Value = std::variant<std::monostate, bool, int64_t, double, Ids, LogitBias, Seed, std::string, Strings>;
 
-enum class OptionType { boolean, integer, number, ids, logit_bias, seed, text };
+enum class OptionType { boolean, integer, number, ids, logit_bias, seed, text, texts };
 
 struct Option {
     const char* name;

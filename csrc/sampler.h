@@ -28,7 +28,16 @@ public:
     // the tokens that there are. Without log-probabilities.
     std::vector<Sample> guess(const at::Tensor& logits, const std::vector<Ahead>& rows);
 
+    // A copy of `logits` after steps 1 to 5 of the order of sampling, for hooks of the user's to work on.
+    at::Tensor edited(const at::Tensor& logits, const std::vector<Sequence*>& sequences);
+
+    // As `sample`, where steps 1 to 6 are done: `edited` [R, V] float32 holds what they made of `logits`.
+    std::vector<Sample> sample_edited(const at::Tensor& edited, const at::Tensor& logits,
+                                      const std::vector<Sequence*>& sequences);
+
 private:
+    bool read_options(const std::vector<Sequence*>& sequences, int64_t vocab);
+
     const Kernels& kernels_;
     Context context_;
     std::vector<SampleRow> rows_;  // of the step

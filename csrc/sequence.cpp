@@ -19,6 +19,8 @@ const char* name_of(FinishReason reason) {
             return "error";
         case FinishReason::cancelled:
             return "cancelled";
+        case FinishReason::repetition:
+            return "repetition";
     }
     return "none";
 }
@@ -37,12 +39,40 @@ Sequence::Sequence(std::vector<int64_t> prompt, std::shared_ptr<const Generation
       max_tokens(max_tokens_of(prompt_length, *config)),
       edits(*config, tokens) {
     if (config->speculate == "ngram") lookup = std::make_unique<PromptLookup>(tokens);
+    if (!config->stop_on_repetition) return;
+    const int64_t most_generated = std::max<int64_t>(max_tokens - prompt_length, 0);
+    repetition =
+        std::make_unique<RepetitionGuard>(*config->stop_on_repetition, config->repetition_min_tokens, most_generated);
 }
 
 void Sequence::append(int64_t token) {
     tokens.push_back(token);
     edits.append(tokens);
     if (lookup) lookup->append(tokens);
+    if (text) text->append(token);
+    if (repetition) repetition->append(token);
+}
+
+void Sequence::keep(int64_t num_kept) {
+    tokens.resize(prompt_length + num_kept);
+    num_cached = std::min(num_cached, size());
+    for (std::vector<float>* values : {&logprobs, &processed_logprobs}) {
+        values->resize(std::min(values->size(), static_cast<size_t>(num_kept)));
+    }
+}
+
+int64_t Sequence::settled_tokens() const {
+    if (finished()) return num_generated();
+    const int64_t open_cycle = repetition && config->trim_repetition ? repetition->longest_run() : 0;
+    const int64_t settled = num_generated() - open_cycle;
+    return text ? std::min(settled, text->settled_tokens()) : settled;
+}
+
+int64_t Sequence::settled_bytes() const {
+    if (!text) return 0;
+    if (finished()) return static_cast<int64_t>(text->text().size());
+    const bool cycle_is_cut = repetition && config->trim_repetition;
+    return cycle_is_cut ? std::min(text->settled_bytes(), text->end_of(settled_tokens())) : text->settled_bytes();
 }
 
 }  // namespace demiurgic

@@ -1,21 +1,27 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <exception>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "prompt_lookup.h"
+#include "repetition_guard.h"
+#include "row_text.h"
 #include "token_edits.h"
 
 namespace demiurgic {
 
-enum class FinishReason { none, eos, stop, length, error, cancelled };
+enum class FinishReason { none, eos, stop, length, error, cancelled, repetition };
 
 const char* name_of(FinishReason reason);
 
 class DraftModel;
 struct Call;
+struct Hooks;
 struct SharedPrompt;
 
 // Most tokens of a row, its prompt included; max_length, where given, wins over max_new_tokens.
@@ -32,8 +38,15 @@ struct Sequence {
     int64_t num_generated() const { return size() - prompt_length; }
     bool finished() const { return finish_reason != FinishReason::none; }
 
-    // Appends one generated token and keeps the edits up to date.
+    // Appends one generated token and keeps the edits, the text and the guard up to date.
     void append(int64_t token);
+
+    // Takes back all generated tokens, and what is known of them, but the first so many.
+    void keep(int64_t num_generated);
+
+    // So many of the generated tokens, and bytes of their text, stay, whatever comes.
+    int64_t settled_tokens() const;
+    int64_t settled_bytes() const;
 
     std::vector<int64_t> tokens;  // the prompt, then what was generated
     const int64_t prompt_length;
@@ -47,6 +60,9 @@ struct Sequence {
     int64_t num_drafted = 0;               // drafts that went through the decoder
     int64_t num_accepted = 0;              // of them, those that came
 
+    std::unique_ptr<RowText> text;                // null without a tokenizer
+    std::unique_ptr<RepetitionGuard> repetition;  // null where stop_on_repetition is off
+
     int64_t num_cached = 0;       // the first so many tokens have their keys and values in `blocks`
     std::vector<int32_t> blocks;  // cache blocks, in order of position
 
@@ -57,6 +73,7 @@ struct Sequence {
     std::string error;  // where finish_reason is error
 
     Call* call = nullptr;                         // the call it belongs to, which owns it
+    int64_t row = 0;                              // of the call's result
     std::shared_ptr<SharedPrompt> shared_prompt;  // among copies of one prompt; null for a single one
 };
 
@@ -73,13 +90,16 @@ struct Call {
     std::vector<std::unique_ptr<Sequence>> sequences;  // in the order of the rows of the result
     int64_t max_running = 256;
     bool want_logprobs = false;
-    std::shared_ptr<DraftModel> draft_model;  // where drafts come from a model
-    bool always_drafts = false;               // as many as there can be, whatever they cost
+    std::shared_ptr<DraftModel> draft_model;                        // where drafts come from a model
+    bool always_drafts = false;                                     // as many as there can be, whatever they cost
+    std::shared_ptr<const Hooks> hooks;                             // of the user's; null: none
+    std::optional<std::chrono::steady_clock::time_point> deadline;  // what is unfinished then, ends
 
     int64_t num_running = 0;
     int64_t num_unfinished = 0;
     int64_t num_steps = 0;  // that computed something of this call
     bool cancelled = false;
+    std::exception_ptr failure;  // what a hook threw, until it is rethrown to who advances the call
     double prefill_seconds = 0;  // in steps that computed prompt tokens of this call
     double decode_seconds = 0;   // in other steps of this call
 

@@ -13,13 +13,15 @@ REPOSITORY = Path(__file__).parents[1]
 
 # Lowest first. A file may include those of lower rows, and its own header; a new file needs a place here.
 CXX_LAYERS = [
-    {"generation_config", "philox", "kv_blocks", "kernels", "ngram_index", "draft_budget", "stopwatch"},
-    {"token_edits", "model_config", "prompt_lookup"},
+    {"generation_config", "philox", "kv_blocks", "kernels", "ngram_index", "draft_budget", "stopwatch"}
+    | {"byte_automaton", "token_bytes"},
+    {"token_edits", "model_config", "prompt_lookup", "function_end", "code_block_end", "repetition_guard"},
+    {"row_text"},
     {"sequence"},
     {"stopping", "weights"},
     {"scheduler", "kv_cache"},
     {"batch", "sampler", "scorer"},
-    {"decoder", "rounds"},
+    {"decoder", "rounds", "hooks"},
     {"draft_model"},
     {"drafter"},
     {"engine"},
@@ -28,6 +30,7 @@ CXX_LAYERS = [
 # What decides who runs knows integers only, not even through a header of ours.
 INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "sequence", "stopping", "scheduler"}
 INTEGERS_ONLY |= {"ngram_index", "prompt_lookup", "draft_budget"}
+INTEGERS_ONLY |= {"byte_automaton", "token_bytes", "function_end", "code_block_end", "repetition_guard", "row_text"}
 TENSORS = r"<(ATen|c10|torch|cuda)"
 PYTHON = r"<(pybind11|Python\.h|torch/(csrc/utils/pybind|csrc/python|extension|python)|torch/csrc/autograd/python)"
 DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
@@ -35,8 +38,12 @@ DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
 PYTHON_LAYERS = [
     {"_C", "_build_info"},
     {"build_check", "caller", "config", "output"},
-    {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options"},
-    {"live_weights"},
+    {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options", "text", "token_bytes"},
+    {"auto_length"},
+    {"live_weights", "hooks"},
+    {"stock_classes"},
+    {"stock_processors", "stock_criteria"},
+    {"stock_hooks"},
     {"engine", "text_stream"},
     {"model"},
     {"checkpoint"},

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from demiurgic import _C, DemiurgicForCausalLM, GenerationConfig, cli, generate
-from demiurgic.cli_options import OPTIONS
+from demiurgic.cli_options import DEFAULTS, OPTIONS
 from demiurgic.tokenizer import Tokenizer
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>"]
@@ -136,7 +136,7 @@ def test_a_suffix_is_filled_in_before(run: Run, folder: Path) -> None:
 def test_json(run: Run, folder: Path) -> None:
     flags = ["--max-new-tokens", 6, "--seed", 3, "--num-return-sequences", 2, "--eos-token-id", "[]"]
     got = report(run("generate", "é(", "--model", folder, "--preset", "precise-code", "--json", *flags))
-    config = GenerationConfig.precise_code(6, seed=3, num_return_sequences=2, eos_token_id=[])
+    config = GenerationConfig.precise_code(6, seed=3, num_return_sequences=2, eos_token_id=[], **DEFAULTS)
     expected = completions(folder, Tokenizer(folder).encode("é(", add_bos=True), config)
     timings = got.pop("timings")
     assert timings.keys() == {"prefill", "decode", "tokens_per_second"}
@@ -152,6 +152,7 @@ def test_json(run: Run, folder: Path) -> None:
         "completions": expected,
         "texts": ["é(" + each for each in expected],
         "finish_reasons": ["length", "length"],
+        "stop_reasons": [None, None],
         "errors": [None, None],
         "prompt_tokens": 4,
         "completion_tokens": [6, 6],
@@ -201,6 +202,12 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
     "stop_token_ids": (["12"], [12]),
     "seed": (["18446744073709551615"], 2**64 - 1),
     "use_cache": ([], True),
+    "stop": (["a,b\\n"], ["a,b\n"]),
+    "include_stop": ([], True),
+    "stop_at": (["function"], "function"),
+    "stop_on_repetition": (["3"], 3),
+    "repetition_min_tokens": (["20"], 20),
+    "trim_repetition": ([], True),
 }
 
 
@@ -232,6 +239,9 @@ def test_every_option_reaches_the_engine(run: Run, folder: Path, name: str, spel
         ("--stop-token-ids 4 --stop-token-ids 5,6", "stop_token_ids", [4, 5, 6]),
         ("--logit-bias 4=1 --logit-bias 5=2", "logit_bias", {"4": 1.0, "5": 2.0}),
         ("--seed 4,5 --num-return-sequences 2", "seed", [4, 5]),
+        (r"--stop \n\n --stop \\n\t --stop none", "stop", ["\n\n", "\\n\t", "none"]),
+        ("--stop-on-repetition none", "stop_on_repetition", None),
+        ("--stop-at none", "stop_at", None),
     ],
 )
 def test_spellings_of_values(run: Run, folder: Path, flags: str, name: str, value: Any) -> None:
@@ -243,7 +253,7 @@ def test_spellings_of_values(run: Run, folder: Path, flags: str, name: str, valu
 @pytest.mark.parametrize("preset", _C.presets())
 def test_every_preset(run: Run, folder: Path, preset: str) -> None:
     got = report(run("generate", "x", "--model", folder, "--json", "--preset", preset, "--max-tokens", 1))
-    config = getattr(GenerationConfig, preset)(1)
+    config = getattr(GenerationConfig, preset)(1, **DEFAULTS)
     assert got["options"] == {name: getattr(config, name) for name in OPTIONS}
 
 
@@ -263,6 +273,27 @@ def test_only_a_default_length_ends_with_the_context(run: Run, folder: Path, fla
     longer = expected + 3 > CONTEXT and "--max-length" not in flags
     assert ended.err.startswith("demiurgic: warning: Rows may grow to ") == longer
     assert ended.err.count("\n") == longer
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_text_ends_before_the_stop_string(run: Run, folder: Path, rows: int) -> None:
+    flags = ["--model", folder, "--max-new-tokens", 40, "--seed", 5, "--num-return-sequences", rows]
+    whole = report(run("generate", "x", *flags, "--json"))
+    stop = next(c for c in whole["completions"][0][3:] if c != "\ufffd")
+    expected = [text.split(stop)[0] for text in whole["completions"]]
+    got = report(run("generate", "x", *flags, "--json", "--stop", stop))
+    assert (got["completions"], got["texts"]) == (expected, ["x" + text for text in expected])
+    assert (got["finish_reasons"][0], got["stop_reasons"][0]) == ("stop", stop)
+    shown = run("generate", "x", *flags, "--stop", stop)
+    assert shown.out == "x" + expected[0] if rows == 1 else all("x" + text in shown.out for text in expected)
+
+
+def test_a_loop_is_ended_unless_it_is_switched_off(run: Run) -> None:
+    loop = ["generate", "x", "--json", "--max-tokens", 90, "--logit-bias", "400=1e9", "--preset", "greedy"]
+    got = report(run(*loop))
+    assert (got["finish_reasons"], got["completion_tokens"]) == (["repetition"], [64])
+    got = report(run(*loop, "--stop-on-repetition", "none"))
+    assert (got["finish_reasons"], got["completion_tokens"]) == (["length"], [90])
 
 
 # ---- mistakes and failures ------------------------------------------------------------------------------------------

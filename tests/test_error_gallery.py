@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import io
 import json
 import re
@@ -22,7 +23,7 @@ import torch.distributed as dist
 from models import fixed_logits_model, tiny_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
-from tokenizers import models
+from tokenizers import decoders, models
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -31,6 +32,7 @@ from torch.nn.utils import parametrizations
 
 import demiurgic
 from demiurgic import (
+    _C,
     DemiurgicConfig,
     DemiurgicForCausalLM,
     DemiurgicModel,
@@ -38,6 +40,7 @@ from demiurgic import (
     cli,
     generate,
     score,
+    text,
 )
 from demiurgic.loading import SHIPPED_MODELS
 from demiurgic.tokenizer import Tokenizer
@@ -75,6 +78,35 @@ def spoilt(spoil: Callable[[DemiurgicForCausalLM], Any]) -> Snippet:
 def row(logits: list[float], **keywords: Any) -> Snippet:
     """generate from a model that gives these logits at every step."""
     return lambda: generate(fixed_logits_model(logits), [0], seed=0, **keywords)
+
+
+def hooked(keyword: str, value: Any) -> Snippet:
+    """generate of two rows from a good model of 97 tokens, with a hook that returns `value`."""
+
+    def hook(input_ids: Any, scores: Any) -> Any:
+        return value
+
+    return lambda: generate(tiny_model(), [[1], [2]], seed=0, **{keyword: hook})
+
+
+def stock(name: str, *arguments: Any, beside: dict[str, Any] | None = None, **keywords: Any) -> Snippet:
+    """generate of two rows with a stock processor or criterion of Hugging Face, and options beside it."""
+
+    def snippet() -> None:
+        module, argument = (
+            ("stopping_criteria", "stopping_criteria")
+            if name.endswith("Criteria")
+            else ("logits_process", "logits_processor")
+        )
+        kind = getattr(importlib.import_module(f"transformers.generation.{module}"), name)
+        generate(tiny_model(), [[1], [2]], **{argument: [kind(*arguments, **keywords)]}, **(beside or {}))
+
+    return snippet
+
+
+def generating_inside_of_a_hook() -> None:
+    model = tiny_model()
+    generate(model, [1], logits_processor=lambda input_ids, scores: generate(model, input_ids, max_new_tokens=1))
 
 
 def loaded(spoil: Callable[[Path], Any], **keywords: Any) -> Snippet:
@@ -270,6 +302,12 @@ def without_special_tokens() -> Tokenizer:
     return Tokenizer("plain")
 
 
+def word_pieces() -> Backend:
+    backend = Backend(models.WordPiece({"a": 0}))
+    backend.decoder = decoders.WordPiece()
+    return backend
+
+
 def shipped_tokenizer_with_config(text: str) -> None:
     shutil.copy(SHIPPED_MODELS["tiny"] / "tokenizer.json", "tokenizer.json")
     Path("config.json").write_text(text)
@@ -308,6 +346,9 @@ GALLERY: dict[str, list[Snippet]] = {
         options(logit_bias=[5]),
         options(logit_bias={"a": 1}),
         options(seed=1.5),
+        options(stop=b"end"),
+        options(stop=["a", 5]),
+        options(stop_at=True),
     ],
     "Value out of range": [
         options(max_new_tokens=-1),
@@ -330,6 +371,11 @@ GALLERY: dict[str, list[Snippet]] = {
         options(logit_bias={1: -INF}),
         options(seed=-1),
         options(max_new_tokens=2**63),
+        options(stop=["a", ""]),
+        options(stop="\ud800"),
+        options(stop_at="method"),
+        options(stop_on_repetition=1),
+        options(repetition_min_tokens=0),
     ],
     "Options that contradict each other": [
         options(max_new_tokens=None),
@@ -356,6 +402,30 @@ GALLERY: dict[str, list[Snippet]] = {
         call(return_dict_in_generate="yes"),
         call(progress=1),
         call(max_runing=8),
+    ],
+    "Options that look at text": [
+        call(stop="a"),
+        call(stop_at="function"),
+        call(stop="a", stop_strings="a"),
+        call(max_new_tokens="auto"),
+        call([[1] * 256], max_new_tokens="auto", tokenizer=_C.TokenBytes(["a"] * 97, [], "raw")),
+        call(stop="a", tokenizer="gpt2"),
+        lambda: call(stop="a", tokenizer=word_pieces())(),
+    ],
+    "Helpers of demiurgic.text": [
+        lambda: text.extract_first_code_block(b"x"),  # type: ignore[arg-type]
+        lambda: text.suggest_max_new_tokens("x", "file"),
+        lambda: text.repetition_score([1], 0),
+        lambda: text.repetition_score([1], 1.5),  # type: ignore[arg-type]
+        lambda: text.repetition_score(5),
+    ],
+    "Hooks beside options": [
+        call(logits_processor=3),
+        stock("TemperatureLogitsWarper", 0.5, beside={"temperature": 0.7}),
+        stock("EosTokenCriteria", 5, beside={"eos_token_id": 6}),
+        stock("UnbatchedClassifierFreeGuidanceLogitsProcessor", 1.5, None),
+        stock("PrefixConstrainedLogitsProcessor", lambda row, tokens: [1], 2),
+        stock("RepetitionPenaltyLogitsProcessor", 1.5, prompt_ignore_length=torch.tensor([1])),
     ],
     # prompts and masks
     "Prompts of a wrong form": [
@@ -437,6 +507,16 @@ GALLERY: dict[str, list[Snippet]] = {
         row([1.0, 2.0, 3.0], bad_token_ids=[0, 1, 2]),
         lambda: score(fixed_logits_model([0.0, NAN]), [0, 1]),
     ],
+    "What hooks return": [
+        hooked("logits_processor", None),
+        hooked("logits_processor", torch.zeros(2, 97).half()),
+        hooked("logits_processor", torch.zeros(97)),
+        hooked("logits_processor", torch.full((2, 97), NAN)),
+        hooked("logits_processor", torch.full((2, 97), -INF)),
+        hooked("stopping_criteria", 0),
+        hooked("stopping_criteria", torch.tensor([True])),
+    ],
+    "Generating inside of a hook": [lambda: generating_inside_of_a_hook()],
     # checkpoints
     "Files that are not there": [
         loaded(shutil.rmtree),

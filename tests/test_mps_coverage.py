@@ -34,6 +34,8 @@ CALLS: list[dict[str, Any]] = [
     MANY,
     {"max_new_tokens": 2, "typical_p": 0.5, "use_cache": False},
     {"max_new_tokens": 2, "do_sample": False},
+    {"max_new_tokens": 2, "stop_on_repetition": 2, "repetition_min_tokens": 2, "trim_repetition": True},
+    {"max_new_tokens": 2, "stop": ["a"], "include_stop": True, "stop_at": "function"},
     {"max_new_tokens": 1, "bad_token_ids": list(range(97))},  # nothing is allowed
 ]
 PROMPTS = [list(range(10, 28)), [4, 5] * 7]  # more than a block of the cache, and less
@@ -43,7 +45,10 @@ CACHE_OF_4_BLOCKS = 4 * 2 * 2 * 16 * 2 * 8 * 4  # layers, keys and values, posit
 def request(prompts: list[list[int]], **options: Any) -> _C.Request:
     config = GenerationConfig(**({"eos_token_id": []} | options))
     seeds = list(range(len(prompts) * config.num_return_sequences))
-    return _C.Request(prompts=prompts, config=config, seeds=seeds, max_running=8, want_logprobs=True)
+    letters = _C.TokenBytes(["a"] * 97, [], "raw") if config.stop else None
+    return _C.Request(
+        prompts=prompts, config=config, seeds=seeds, max_running=8, want_logprobs=True, token_bytes=letters
+    )
 
 
 def finish(*calls: _C.Call) -> list[str]:

@@ -596,6 +596,9 @@ def test_a_refused_call_draws_nothing(keywords, error):
 # ---- one test per option that it is alive ------------------------------------------------------------------
 
 ENDS = {"eos_token_id": list(range(60)), "max_new_tokens": 12}
+REPEATS = {"do_sample": False, "logit_bias": {3: 50.0}}
+# Each token is a letter in the first column, or a line that begins a definition.
+LETTERS = _C.TokenBytes([chr(33 + token) if token % 3 else "\ndef f(): 1\n" for token in range(97)], [], "raw")
 # option: what stands beside it, the changed value
 ALIVE = {
     "max_new_tokens": ({}, 3),
@@ -622,13 +625,19 @@ ALIVE = {
     "stop_token_ids": ({}, list(range(60))),
     "seed": ({}, 1),
     "use_cache": ({}, False),
+    "stop": ({}, [chr(33 + token) for token in range(60)]),
+    "include_stop": ({"stop": [chr(33 + token) for token in range(60)]}, True),
+    "stop_at": ({}, "function"),
+    "stop_on_repetition": (REPEATS | {"repetition_min_tokens": 4}, 2),
+    "repetition_min_tokens": (REPEATS | {"stop_on_repetition": 2}, 4),
+    "trim_repetition": (REPEATS | {"stop_on_repetition": 2, "repetition_min_tokens": 4}, True),
 }
 
 
 def observed(**options):
     model = tiny_model()
     config = GenerationConfig(**(NEUTRAL | {"max_new_tokens": 12, "seed": 0, "num_return_sequences": 4} | options))
-    with Generation(model, [5, 6, 5, 7, 6], config=config, want_logprobs=True) as generation:
+    with Generation(model, [5, 6, 5, 7, 6], config=config, want_logprobs=True, tokenizer=LETTERS) as generation:
         while generation.advance():
             pass
         computed = generation._engine.counters()["num_computed_tokens"]

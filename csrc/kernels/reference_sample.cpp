@@ -119,7 +119,8 @@ struct Options {
     int64_t most_top_k = 0;  // of the rows that have it on; 0: none has
 };
 
-at::Tensor apply_edits(const at::Tensor& logits, const std::vector<SampleRow>& rows) {
+// In place, on contiguous logits.
+void apply_edits(at::Tensor& logits, const std::vector<SampleRow>& rows) {
     const int64_t vocab = logits.size(1);
     std::vector<int64_t> indices;  // row * V + token
     std::vector<float> bias, repetition, frequency, presence;
@@ -136,17 +137,18 @@ at::Tensor apply_edits(const at::Tensor& logits, const std::vector<SampleRow>& r
             banned.push_back(edit.bans != 0);
         }
     }
-    if (indices.empty()) return logits;
+    if (indices.empty()) return;
     const auto floats = [&](const std::vector<float>& values) {
         return on_device(values, at::kFloat, logits.device());
     };
     const at::Tensor index = on_device(indices, at::kLong, logits.device()), penalty = floats(repetition);
-    at::Tensor l = logits.reshape({-1}).index_select(0, index) + floats(bias);
+    at::Tensor flat = logits.view({-1});
+    at::Tensor l = flat.index_select(0, index) + floats(bias);
     l = at::where(l < 0, l * penalty, l / penalty);
     l = l - floats(frequency);
     l = l - floats(presence);
     l = l.masked_fill(on_device(banned, at::kBool, logits.device()), -kInfinity);
-    return logits.reshape({-1}).scatter(0, index, l).view_as(logits);
+    flat.scatter_(0, index, l);
 }
 
 // The lowest id among the largest logits, [R].
@@ -236,6 +238,12 @@ constexpr int64_t kMostLogits = int64_t{1} << 20;
 
 }  // namespace
 
+at::Tensor edited_copy(const at::Tensor& logits, const std::vector<SampleRow>& rows) {
+    at::Tensor edited = logits.clone(at::MemoryFormat::Contiguous);
+    apply_edits(edited, rows);
+    return edited;
+}
+
 void reference_log_probability(Context&, const LogProbabilityArgs& args) {
     const int64_t num_rows = args.logits.size(0), most = std::max<int64_t>(1, kMostLogits / args.logits.size(1));
     for (int64_t first = 0; first < num_rows; first += most) {
@@ -249,7 +257,8 @@ void reference_log_probability(Context&, const LogProbabilityArgs& args) {
 
 void reference_sample(Context&, const SampleArgs& args) {
     const Options options(args);
-    at::Tensor logits = apply_edits(args.logits, args.rows);
+    const bool has_edits = std::any_of(args.rows.begin(), args.rows.end(), [](const auto& r) { return r.num_edits; });
+    at::Tensor logits = has_edits ? edited_copy(args.logits, args.rows) : args.logits;
     const at::Tensor nothing_allowed = at::amax(logits, -1) == -kInfinity;
     at::Tensor token = most_likely(logits);
     if (options.any_sampled) logits = logits / options.temperature.unsqueeze(-1);

@@ -56,5 +56,7 @@ struct Sample {
 constexpr int64_t kNotFinite = -1;       // a logit is NaN or +inf
 constexpr int64_t kNothingAllowed = -2;  // every token is at -inf
 constexpr int64_t kOverflow = -3;        // penalties or temperature made the largest logit infinite
+constexpr int64_t kHookNotFinite = -4;   // a logit is NaN or +inf after the user's logits processors
+constexpr int64_t kHookFailed = -5;      // a hook of the user's threw; its call ends
 
 }  // namespace demiurgic

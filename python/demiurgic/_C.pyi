@@ -1,5 +1,5 @@
 # Written by hand; tests/test_stub.py compares it with the module that csrc/bindings.cpp makes.
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypedDict, final
 
 from torch import Tensor
@@ -32,6 +32,12 @@ class _AllButMaxNewTokens(TypedDict, total=False):
     use_cache: bool
     speculate: str | None
     max_draft_tokens: int
+    stop: str | list[str] | None
+    include_stop: bool
+    stop_at: str | None
+    stop_on_repetition: int | None
+    repetition_min_tokens: int
+    trim_repetition: bool
 
 class _Options(_AllButMaxNewTokens, total=False):
     max_new_tokens: int | None
@@ -70,6 +76,12 @@ class GenerationConfig:
     use_cache: bool
     speculate: str | None
     max_draft_tokens: int
+    stop: str | list[str] | None
+    include_stop: bool
+    stop_at: str | None
+    stop_on_repetition: int | None
+    repetition_min_tokens: int
+    trim_repetition: bool
 
     def __init__(self, **options: Unpack[_Options]) -> None: ...
     def __eq__(self, other: object) -> bool: ...
@@ -146,6 +158,46 @@ class Weights:
     def __init__(self, config: ModelConfig, parameters: Mapping[str, Tensor]) -> None:
         """References to the live parameters by Hugging Face's names of Llama, never copies."""
 
+class Hooks:
+    def __init__(
+        self,
+        *,
+        process: Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor] | None,
+        stop: Callable[[Tensor, Tensor, Tensor, Sequence[int]], list[bool]] | None,
+        prompt_width: int,
+        padding: int,
+    ) -> None:
+        """What a call asks at every position, with input_ids int64 [R, T], scores float32 [R, V], row numbers int64 [R]
+        and lengths [R]; on any thread."""
+
+class TokenBytes:
+    def __init__(
+        self, tokens: Sequence[str], special: Sequence[int], spelling: str, leading_blank: str = "kept"
+    ) -> None:
+        """The bytes that each token stands for.
+
+        `tokens`: as the vocabulary spells them, by id, "" where there is none. `special`: ids without bytes.
+        `spelling`: byte_level | pieces | byte_fallback | raw. `leading_blank`: kept | one_dropped | token_dropped, at a
+        text's beginning.
+        """
+    def of(self, token: int) -> bytes:
+        """The bytes of one token; none of a special one and of an id outside the vocabulary."""
+    def __len__(self) -> int: ...
+
+class Replay:
+    def __init__(self, prompt: Sequence[int], config: GenerationConfig, token_bytes: TokenBytes | None = None) -> None:
+        """A row that is given its tokens instead of generating them: where it ends, and why."""
+    def append(self, token: int) -> str:
+        """Takes the next token; returns why the row has ended, or none. Raises ValueError where it had ended."""
+    @property
+    def tokens(self) -> list[int]: ...
+    @property
+    def text(self) -> bytes: ...
+    @property
+    def settled(self) -> tuple[int, int]: ...
+    @property
+    def stopped_by(self) -> str | int | None: ...
+
 class Request:
     seeds: list[int]
     def __init__(
@@ -158,8 +210,12 @@ class Request:
         want_logprobs: bool,
         draft_model: Weights | None = None,
         always_drafts: bool = False,
+        token_bytes: TokenBytes | None = None,
+        max_new_tokens: Sequence[int] = [],
+        hooks: Hooks | None = None,
+        max_seconds: float | None = None,
     ) -> None:
-        """What a call asks for; one seed a row, 0 to 2**64 - 1."""
+        """What a call asks for; one seed a row, 0 to 2**64 - 1; one of max_new_tokens a prompt, or none."""
 
 @final
 class Call:
@@ -174,7 +230,14 @@ class Call:
     def tokens(self, row: int, start: int = 0) -> list[int]:
         """The generated ids of a row from the start-th on."""
     def finish_reason(self, row: int) -> str:
-        """none | eos | stop | length | error | cancelled"""
+        """none | eos | stop | length | repetition | error | cancelled"""
+    def text(self, row: int, start: int = 0) -> bytes:
+        """UTF-8 of the generated text of a row from the start-th byte on, as far as it stays; empty without
+        token_bytes."""
+    def settled(self, row: int) -> tuple[int, int]:
+        """How many of the generated ids of a row, and bytes of their text, stay, whatever comes."""
+    def stopped_by(self, row: int) -> str | int | None:
+        """The stop string, the value of stop_at or the stop id that has ended a row; else None."""
     def error(self, row: int) -> str:
         """The message where the finish reason is error, else an empty string."""
     def logprobs(self, row: int) -> list[float]:

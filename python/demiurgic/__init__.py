@@ -24,8 +24,10 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
     from demiurgic.loading import load
     from demiurgic.model import DemiurgicForCausalLM, DemiurgicModel, DemiurgicPreTrainedModel
     from demiurgic.output import GenerationError, GenerationOutput, ScoreError
+    from demiurgic.text import CODE_STOPS
 
     __all__ = [
+        "CODE_STOPS",
         "DemiurgicConfig",
         "get_10m_config",
         "get_100m_config",

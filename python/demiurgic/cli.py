@@ -26,7 +26,7 @@ from rich.text import Text
 
 from demiurgic import _C, __version__
 from demiurgic import info as installation
-from demiurgic.cli_options import OPTIONS, preset_named, read_options, with_options
+from demiurgic.cli_options import DEFAULTS, OPTIONS, preset_named, read_options, with_options
 from demiurgic.engine import Generation
 from demiurgic.loading import SHIPPED_MODELS, load, model_folder
 from demiurgic.model import DemiurgicForCausalLM
@@ -182,7 +182,7 @@ def _prepare(
     shipped = model_name in SHIPPED_MODELS
     if preset is None:
         preset = "completion_fim" if suffix is not None else "balanced_code" if shipped else None
-    config = (_C.GenerationConfig() if preset is None else preset_named(preset)).replace(**options)
+    config = (_C.GenerationConfig() if preset is None else preset_named(preset)).replace(**DEFAULTS | options)
     text = _read_input() if prompt == "-" else prompt
     model, tokenizer = load(model_name, device=device, dtype=dtype)
     if suffix is None:
@@ -213,7 +213,9 @@ def _run(job: _Job, as_json: bool) -> None:
     rows = job.config.num_return_sequences
     streaming = rows == 1 and not as_json
     interrupted = False
-    with Generation(job.model, [job.ids], config=job.config) as generation:
+    # Text is cut where it has to be; what only passes through may have any tokenizer.
+    tokenizer = job.tokenizer if job.config.stop or job.config.stop_at else None
+    with Generation(job.model, [job.ids], config=job.config, tokenizer=tokenizer) as generation:
         try:
             if streaming:
                 _stream(generation, job)
@@ -239,16 +241,19 @@ def _run(job: _Job, as_json: bool) -> None:
 
 def _stream(generation: Generation, job: _Job) -> None:
     """Prints prompt, completion as it comes and suffix; on a terminal the given text is dim."""
-    tokens, stream = 0, TextStream(job.tokenizer)
+    tokens, shown, stream = 0, 0, TextStream(job.tokenizer)
     last = _write(job.prompt, given=True)
     try:
         under_way = True
         while under_way:
             under_way = generation.advance()
-            new = generation.tokens(0, tokens)
+            new = generation.tokens(0, tokens)[: generation.settled(0)[0] - tokens]
             tokens += len(new)
-            last = _write(stream.feed(new)) or last
-        last = _write(stream.end()) or last
+            text = stream.feed(new)
+            shown += len(text)
+            last = _write(text) or last
+        texts = generation.result().texts
+        last = _write(stream.end() if texts is None else texts[0][shown:]) or last
         last = _write(job.suffix or "", given=True) or last
     finally:
         if sys.stdout.isatty() and not last.endswith("\n"):
@@ -332,8 +337,11 @@ def _summary(result: GenerationOutput, row: int, speed: bool = False) -> str:
 
 def _texts(job: _Job, result: GenerationOutput) -> list[str]:
     """Prompt, completion and suffix of each row."""
-    completions = (job.tokenizer.decode(ids) for ids in result.completions)
-    return [job.prompt + completion + (job.suffix or "") for completion in completions]
+    return [job.prompt + completion + (job.suffix or "") for completion in _completions(job, result)]
+
+
+def _completions(job: _Job, result: GenerationOutput) -> list[str]:
+    return result.texts or [job.tokenizer.decode(ids) for ids in result.completions]
 
 
 def _report(job: _Job, result: GenerationOutput) -> dict[str, Any]:
@@ -347,9 +355,10 @@ def _report(job: _Job, result: GenerationOutput) -> dict[str, Any]:
         "options": {name: getattr(job.config, name) for name in OPTIONS},
         "prompt": job.prompt,
         "suffix": job.suffix,
-        "completions": [job.tokenizer.decode(ids) for ids in result.completions],
+        "completions": _completions(job, result),
         "texts": _texts(job, result),
         "finish_reasons": result.finish_reasons,
+        "stop_reasons": result.stop_reasons,
         "errors": result.errors,
         "prompt_tokens": result.prompt_lengths[0],
         "completion_tokens": result.lengths,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -15,6 +16,19 @@ OPTIONS: dict[str, dict[str, Any]] = {option["name"]: option for option in _C.op
 
 _ALIASES = {"max_new_tokens": ["--max-tokens"]}
 _METAVARS = {"int": "INT", "float": "NUMBER", "list[int]": "INT,...", "dict[int, float]": "ID=NUMBER,..."}
+_METAVARS |= {"str": "TEXT", "list[str]": "TEXT"}
+_LISTS = ("list[int]", "dict[int, float]", "list[str]")
+_ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
+
+# Where the command line has other defaults than generate: nobody is there to end a text that goes round in circles. Ten
+# copies are more than the rows of a small table of equal values have.
+DEFAULTS: dict[str, Any] = {"stop_on_repetition": 10}
+
+
+_HINTS = {
+    "stop": " One a flag; \\n, \\t, \\r and \\\\ are read as in Python.",
+    "stop_on_repetition": " `none` switches it off.",
+}
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -37,11 +51,11 @@ def _flag(option: dict[str, Any]) -> Any:
     """What Typer reads of a parameter. Numbers come as texts, so that `none` can be one and errors are ours."""
     name, kinds = option["name"], _kinds(option)
     spelled = f"{flag_name(name)}/--no-{flag_name(name)[2:]}" if "bool" in kinds else flag_name(name)
-    typed: Any = bool if "bool" in kinds else list[str] if kinds[-1] in ("list[int]", "dict[int, float]") else str
+    typed: Any = bool if "bool" in kinds else list[str] if kinds[-1] in _LISTS else str
     described = typer.Option(
         spelled,
         *_ALIASES.get(name, []),
-        help=f"{option['doc']} [{_allowed(option)}]",
+        help=f"{option['doc']}{_HINTS.get(name, '')} [{_allowed(option)}]",
         metavar=_METAVARS.get(kinds[-1]),
         show_default=False,
     )
@@ -57,6 +71,8 @@ def _allowed(option: dict[str, Any]) -> str:
     """Range and defaults; that of the shipped model's preset where it is another."""
     default, preset = option["default"], getattr(_C.GenerationConfig.balanced_code(), option["name"])
     facts = [] if option["type"] == "bool" else [option["range"]]
+    if option["name"] in DEFAULTS:
+        return "; ".join([*facts, f"default {DEFAULTS[option['name']]}"])
     facts.append(f"default {default}" + (f", in balanced_code {preset}" if preset != default else ""))
     return "; ".join(facts)
 
@@ -71,13 +87,18 @@ def read_options(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(option: dict[str, Any], given: str | list[str] | bool) -> Any:
-    """`3`, `0.5`, `none`; lists `1,2`, once or in several flags, `[]` for an empty one; `5=-1,7=2` for logit_bias."""
+    """`3`, `0.5`, `none`; lists `1,2`, once or in several flags, `[]` for an empty one; `5=-1,7=2` for logit_bias;
+    texts as they are, of a list one a flag."""
     if isinstance(given, bool):
         return given
     kinds = _kinds(option)
+    if "list[str]" in kinds:
+        return [re.sub(r"\\[ntr\\]", lambda escape: _ESCAPES[escape[0]], text) for text in given]
     text = given if isinstance(given, str) else ",".join(given)
     if text.strip().lower() == "none" and "None" in option["type"]:
         return None
+    if kinds == ["str"]:
+        return text
     try:
         if isinstance(given, str):
             return float(text) if "float" in kinds else int(text)

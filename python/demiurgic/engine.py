@@ -6,17 +6,24 @@ import difflib
 import operator
 import threading
 import weakref
+from collections.abc import Collection
 from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
 from demiurgic import _C
+from demiurgic.auto_length import auto_lengths, take_auto_length
 from demiurgic.caller import warn_caller
+from demiurgic.hooks import Hooks, hooks_in
 from demiurgic.live_weights import live_weights, unwrap
 from demiurgic.output import GenerationError, GenerationOutput, ScoreError
 from demiurgic.progress import ProgressBar
 from demiurgic.prompts import Prompts, read_prompts
+from demiurgic.stock_classes import Surroundings
+from demiurgic.stock_criteria import named_eos
+from demiurgic.stock_hooks import take_over
+from demiurgic.token_bytes import token_bytes
 
 _DEFAULT_MAX_RUNNING = 256
 _DEFAULT_STEP_TOKENS = 512
@@ -29,11 +36,14 @@ def generate(
     *,
     generation_config: _C.GenerationConfig | None = None,
     return_dict_in_generate: bool = False,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
     progress: bool = False,
     max_running: int = _DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
     max_step_tokens: int = _DEFAULT_STEP_TOKENS,
     draft_model: nn.Module | None = None,
+    tokenizer: Any = None,
     **options: Any,
 ) -> Tensor | GenerationOutput:
     """Continues prompts with the weights that `model` has now.
@@ -48,6 +58,15 @@ def generate(
             pad_token_id at the edges are padding unless that id is BOS or EOS.
         generation_config: the options; those given beside it win.
         return_dict_in_generate: return a GenerationOutput.
+        logits_processor: a callable or a list of them, each called at every position with the live rows of this call,
+            in the order of the result: `(input_ids, scores)`, int64 [R, T] padded on the left and float32 [R, V] after
+            step 5 of the order of sampling (docs/architecture.md). It returns the scores, changed in place or others,
+            float32 [R, V]; temperature and what follows act on them. One that takes a third argument (without a
+            default, or called rows) gets the rows' numbers, int64 [R]. Stock classes of Hugging Face become options of
+            ours where their order in the list allows it (docs/generation_improvements.md).
+        stopping_criteria: the same for ends of rows: called when each row has its new token, with `scores` as the
+            processors left them; returns a bool, which is for all rows shown, or bools [R]. A row that it ends has the
+            finish reason stop. Hooks run without gradients, on any thread that generates with this model.
         progress: show a bar of finished rows and tokens a second on standard error or in the notebook; nothing is shown
             where standard error is no terminal.
         max_running: most rows that are computed at a time, 1 or more; the others wait.
@@ -57,6 +76,12 @@ def generate(
             tokens (speculative decoding; Leviathan et al., 2023). Right guesses save steps of `model`; the result is the
             same, whatever it guesses. Its own cache takes what `cache_bytes` leaves.
         options: any option of GenerationConfig by name.
+        tokenizer: the model's, for `texts` of the result and for the options that look at text (stop, stop_at,
+            max_new_tokens="auto"): this package's, a tokenizers.Tokenizer, a fast one of transformers or a
+            tiktoken.Encoding. What is known of its tokens is made once for each tokenizer object.
+        options: any option of GenerationConfig by name. `stop_strings` is another name of `stop`.
+            `max_new_tokens="auto"` gives each prompt what demiurgic.text.suggest_max_new_tokens says of it, within the
+            context that is left.
 
     Returns:
         int64 [B * num_return_sequences, T + new] on the device of `input_ids` (of the model for lists), padded on the
@@ -69,14 +94,21 @@ def generate(
         RuntimeError: no room for the cache, with the numbers.
         GenerationError: a row met logits that are not finite, or had every token forbidden (only without
             return_dict_in_generate; its `result` has all rows).
+        Whatever a logits processor or stopping criterion raises.
     """
     _check_flag("return_dict_in_generate", return_dict_in_generate)
     _check_flag("progress", progress)
+    auto_length = take_auto_length(options)
     generation = Generation(
         model,
         input_ids,
         attention_mask,
         config=merged(generation_config, options),
+        given=given_names(generation_config, options),
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
+        tokenizer=tokenizer,
+        auto_length=auto_length,
         want_logprobs=return_dict_in_generate,
         max_running=max_running,
         cache_bytes=cache_bytes,
@@ -149,6 +181,10 @@ def score(
 
 def merged(config: _C.GenerationConfig | None, options: dict[str, Any]) -> _C.GenerationConfig:
     """A copy of `config`, or of the defaults, with `options` on top."""
+    if "stop_strings" in options:  # Hugging Face's name
+        if "stop" in options:
+            raise TypeError("stop and stop_strings are the same option; give one of them.")
+        options = {("stop" if name == "stop_strings" else name): value for name, value in options.items()}
     _check_names(options)
     if config is None:
         return _C.GenerationConfig(**options)
@@ -158,6 +194,14 @@ def merged(config: _C.GenerationConfig | None, options: dict[str, Any]) -> _C.Ge
             "(GenerationConfig.from_dict makes one from a dict)."
         )
     return config.replace(**options)
+
+
+def given_names(config: _C.GenerationConfig | None, options: dict[str, Any]) -> set[str]:
+    """The options that the user chose: those given by name, and those of `config` that differ from the defaults."""
+    defaults = _C.GenerationConfig()
+    names = [] if config is None else [option["name"] for option in _C.options()]
+    named = {"stop" if name == "stop_strings" else name for name in options}
+    return {*named, *(name for name in names if getattr(config, name) != getattr(defaults, name))}
 
 
 class Generation:
@@ -170,22 +214,36 @@ class Generation:
         attention_mask: Any = None,
         *,
         config: _C.GenerationConfig,
+        given: Collection[str] = (),
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
         want_logprobs: bool = False,
         max_running: int = _DEFAULT_MAX_RUNNING,
         cache_bytes: int | None = None,
         max_step_tokens: int = _DEFAULT_STEP_TOKENS,
         draft_model: nn.Module | None = None,
         always_drafts: bool = False,
+        tokenizer: Any = None,
+        auto_length: bool = False,
     ) -> None:
         _check_limits(max_running, cache_bytes, max_step_tokens)
         module = unwrap(model)
-        config = _resolved(config, module.config)
+        processors = hooks_in("logits_processor", logits_processor)
+        criteria = hooks_in("stopping_criteria", stopping_criteria)
+        config = _resolved(named_eos(criteria, config, given), module.config)
         self.prompts = _prompts(input_ids, attention_mask, config, module.config)
+        around = _surroundings(config, given, self.prompts, module.config)._replace(tokenizer=tokenizer)
+        taken = take_over(processors, criteria, around)
+        config = config.replace(**taken.options)
         self.copies: int = config.num_return_sequences
         self._pad = _padding_id(config)
         self._want_logprobs = want_logprobs
         self._engine = _engine_for(module, live_weights(module), cache_bytes, max_step_tokens)
         num_prompts = len(self.prompts.ids)
+        self._token_bytes = None if tokenizer is None else token_bytes(tokenizer)
+        lengths: list[int] = []
+        if auto_length:
+            lengths = auto_lengths(self.prompts.ids, self._token_bytes, config, module.config)
         request = _C.Request(
             prompts=self.prompts.ids,
             config=config,
@@ -194,6 +252,10 @@ class Generation:
             want_logprobs=want_logprobs,
             draft_model=_draft_weights(draft_model),
             always_drafts=always_drafts,
+            hooks=_core_hooks(taken.hooks, self.prompts.width, self._pad),
+            max_seconds=taken.seconds,
+            token_bytes=self._token_bytes or taken.token_bytes,
+            max_new_tokens=lengths,
         )
         if config.seed is None and _samples(config):
             self._engine.check(request)  # a refused call must not draw from the user's generator
@@ -201,7 +263,8 @@ class Generation:
         self.seeds = request.seeds
         self._call = self._engine.add(request)
         self._device = self.prompts.device or next(module.parameters()).device
-        _warn_of_growth(self.prompts.ids, config, module.config)
+        if not auto_length or config.max_length is not None:
+            _warn_of_growth(self.prompts.ids, config, module.config)
 
     @property
     def num_rows(self) -> int:
@@ -215,8 +278,19 @@ class Generation:
         """The generated ids of a row from the `start`-th on, so far."""
         return self._call.tokens(row, start)
 
+    def settled(self, row: int) -> tuple[int, int]:
+        """How many of the generated ids of a row, and bytes of their text, stay, whatever comes.
+
+        The others are part of what may become a stop string, or a cycle that is trimmed, and may be taken back.
+        """
+        return self._call.settled(row)
+
+    def text(self, row: int, start: int = 0) -> bytes:
+        """UTF-8 of a row's generated text from the `start`-th byte on, as far as it is settled; needs a tokenizer."""
+        return self._call.text(row, start)
+
     def finish_reason(self, row: int) -> str:
-        """none while the row is under way, else eos | stop | length | error | cancelled."""
+        """none while the row is under way, else eos | stop | length | repetition | error | cancelled."""
         return self._call.finish_reason(row)
 
     def __enter__(self) -> Generation:
@@ -251,7 +325,12 @@ class Generation:
             drafted=[self._call.drafts(row)[0] for row in rows],
             accepted=[self._call.drafts(row)[1] for row in rows],
             timings={**timings, "tokens_per_second": sum(lengths) / seconds if seconds else 0.0},
+            texts=None if self._token_bytes is None else [self._text(row) for row in rows],
+            stop_reasons=[self._call.stopped_by(row) for row in rows],
         )
+
+    def _text(self, row: int) -> str:
+        return self._call.text(row).decode("utf-8", errors="replace")
 
     def _padded(self, values: list[list[float]], width: int) -> Tensor:
         """float32 [rows, width], nan after the end of each row."""
@@ -269,6 +348,25 @@ def _draft_weights(model: nn.Module | None) -> _C.Weights | None:
         return live_weights(unwrap(model))
     except (TypeError, ValueError) as error:
         raise type(error)(f"draft_model cannot be used: {error}") from error
+
+
+def _surroundings(
+    config: _C.GenerationConfig, given: Collection[str], prompts: Prompts, model_config: Any
+) -> Surroundings:
+    rows = [prompt for prompt in prompts.ids for _ in range(config.num_return_sequences)]
+    return Surroundings(config, given, prompts.width, rows, model_config.vocab_size)
+
+
+def _core_hooks(hooks: Hooks | None, prompt_width: int, padding: int) -> _C.Hooks | None:
+    """Without processors or without criteria the step does not ask for them."""
+    if hooks is None:
+        return None
+    return _C.Hooks(
+        process=hooks.process if hooks.processors else None,
+        stop=hooks.stop if hooks.criteria else None,
+        prompt_width=prompt_width,
+        padding=padding,
+    )
 
 
 # Engines under way, by module: calls of several threads on one model share one. An engine lives as long as a call.
@@ -292,10 +390,14 @@ _KEYWORDS = (
     "attention_mask",
     "generation_config",
     "return_dict_in_generate",
+    "logits_processor",
+    "stopping_criteria",
     "max_running",
     "cache_bytes",
     "max_step_tokens",
     "draft_model",
+    "tokenizer",
+    "stop_strings",
 )
 
 

@@ -564,13 +564,13 @@ class DemiurgicForCausalLM(DemiurgicPreTrainedModel):
         return CausalLMOutput(loss, logits, past, states, attentions)
 
     def generate(
-        self, input_ids: Any, max_new_tokens: int | None = None, *, attention_mask: Any = None, **options: Any
+        self, input_ids: Any, max_new_tokens: int | str | None = None, *, attention_mask: Any = None, **options: Any
     ) -> Any:
         """Continue prompts with the C++ engine, from the weights as they are now: demiurgic.generate.
 
         Args:
             input_ids: integer [B, T] or [T], or a list of prompts of any lengths.
-            max_new_tokens: how many tokens to add at most; also positional.
+            max_new_tokens: how many tokens to add at most; also positional. "auto": by what each prompt asks for.
             attention_mask: [B, T], 1 where a token counts, 0 where it is padding at the row's edges.
             options: any option of GenerationConfig by name, and those of demiurgic.generate.
 

@@ -16,7 +16,7 @@ class GenerationOutput:
         completions: the generated ids of each row, its EOS or stop id included, no padding.
         prompt_lengths: tokens of each row's prompt, without padding.
         lengths: generated tokens of each row.
-        finish_reasons: eos | stop | length | error | cancelled, of each row.
+        finish_reasons: eos | stop | length | repetition | error | cancelled, of each row.
         errors: the message where the reason is error, else None.
         logprobs: float32 [B * n, new], natural log of each token's probability by the model's raw logits; nan after the
             end.
@@ -26,6 +26,11 @@ class GenerationOutput:
         drafted: with speculate or draft_model, the drafts of each row that went through the model; else 0. How many is
             decided by the clock, so it differs from run to run, though the tokens do not.
         accepted: of them, those that were the tokens that came.
+        texts: the text of each row's generated tokens, where a tokenizer was given; else None. It ends before the stop
+            string to the byte, also inside of a token that `completions` then lacks. Bytes that are no UTF-8, a
+            character cut in half by the length for instance, become U+FFFD.
+        stop_reasons: where the reason is stop, the stop string, the value of stop_at or the stop id that ended the row;
+            else None.
     """
 
     sequences: Tensor
@@ -40,6 +45,8 @@ class GenerationOutput:
     timings: dict[str, float]
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
+    texts: list[str] | None = None
+    stop_reasons: list[str | int | None] | None = None
 
 
 class GenerationError(RuntimeError):
