@@ -4,17 +4,17 @@
     python benchmarks/speculation.py --rounds 1 --prompts 1 --new 8   # is it right?
     python benchmarks/speculation.py --save benchmarks/results/speculation.json
 
-Four kinds of work, each greedy, sampled (the defaults: temperature 0.8, top_k 50, top_p 0.95) and sampled hot (temperature 1.5
-alone), where next to nothing repeats itself:
+Four kinds of work, each greedy, sampled (the defaults: temperature 0.8, top_k 50, top_p 0.95) and sampled hot
+(temperature 1.5 alone), where next to nothing repeats itself:
 
-- `edit`: a file, the request to write it again with a change, and its first lines; `method`: a class whose methods are alike,
-  and the header of another (speculation_prompts.json).
+- `edit`: a file, the request to write it again with a change, and its first lines; `method`: a class whose methods are
+  alike, and the header of another (speculation_prompts.json).
 - `header`: the headers of functions on which completion_quality.py measures. They repeat nothing.
 - `random`: prompts of random tokens.
 
-Every prompt is completed without speculation and with it in turns (A B A B ...), from the prompt to the row's end: its EOS or
-`--new` tokens. A prompt's time is the least of its rounds, a kind's the sum over its prompts; a ratio above 1 is faster
-with speculation. The tokens are compared: they are the same. The last line is one JSON object.
+Every prompt is completed without speculation and with it in turns (A B A B ...), from the prompt to the row's end: its
+EOS or `--new` tokens. A prompt's time is the least of its rounds, a kind's the sum over its prompts; a ratio above 1 is
+faster with speculation. The tokens are compared: they are the same. The last line is one JSON object.
 """
 
 from __future__ import annotations

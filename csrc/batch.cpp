@@ -19,7 +19,7 @@ at::Tensor on_device(const std::vector<int64_t>& values, at::Device device) {
 }  // namespace
 
 Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device device) {
-    std::vector<int64_t> token_ids, position_ids, slot_ids, sampled_from, followed, scored;
+    std::vector<int64_t> token_ids, position_ids, slot_ids, sampled_from, followed, scored_ids;
     size_t most_blocks = 1;
     for (const auto& [sequence, start, count, drafts] : work) {
         const int64_t end = start + count, past_drafts = end + static_cast<int64_t>(drafts.size());
@@ -30,10 +30,12 @@ Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device devic
                 sampled_from.push_back(static_cast<int64_t>(token_ids.size()) + position - start);
             }
         }
+        const Sequence::Span unscored = sequence->unscored(start, end);
+        if (unscored.count > 0) scored.push_back({sequence, unscored});
         for (int64_t position = start; position < past_drafts; ++position) {
-            if (sequence->scored) {
+            if (position >= unscored.first && position < unscored.first + unscored.count) {
                 followed.push_back(static_cast<int64_t>(token_ids.size()));
-                scored.push_back(sequence->tokens[position + 1]);
+                scored_ids.push_back(sequence->tokens[position + 1]);
             }
             token_ids.push_back(position < end ? sequence->tokens[position] : drafts[position - end]);
             position_ids.push_back(position);
@@ -46,7 +48,7 @@ Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device devic
     slots = on_device(slot_ids, device);
     sampled_from.insert(sampled_from.end(), followed.begin(), followed.end());
     logit_rows = on_device(sampled_from, device);
-    scored_tokens = on_device(scored, device);
+    scored_tokens = on_device(scored_ids, device);
 
     const int64_t num_rows = static_cast<int64_t>(rows.size());
     block_table = at::zeros({num_rows, static_cast<int64_t>(most_blocks)}, at::TensorOptions().dtype(at::kLong));

@@ -18,8 +18,8 @@ struct SampledRow {
 };
 
 // One step laid out flat: the tokens of all sequences one after the other, without padding. N tokens, S sequences, R rows
-// of logits: those of the G sequences that get a new token, one and one more for each draft; then T, one for each token of
-// scored rows.
+// of logits: those of the G sequences that get a new token, one and one more for each draft; then T, one for each token that
+// is scored.
 struct Batch {
     Batch(const std::vector<Work>& work, int64_t block_size, at::Device device);
 
@@ -30,7 +30,9 @@ struct Batch {
     at::Tensor slots;                 // [N] int64
     at::Tensor block_table;           // [S, most blocks] int64
     at::Tensor logit_rows;            // [R] int64, where in N the tokens stand whose logits are wanted
-    at::Tensor scored_tokens;         // [T] int64, what follows the tokens of scored rows
+    at::Tensor scored_tokens;         // [T] int64
+    // Whose those are, in this order: positions from which the next token is scored.
+    std::vector<std::pair<Sequence*, Sequence::Span>> scored;
 };
 
 }  // namespace demiurgic

@@ -489,6 +489,12 @@ py::dict timings(const CallHandle& handle) {
     return py::dict("prefill"_a = prefill, "decode"_a = decode);
 }
 
+// The elements from the start-th on.
+template <class T>
+std::vector<T> from(const std::vector<T>& values, int64_t start) {
+    return {values.begin() + std::clamp<int64_t>(start, 0, static_cast<int64_t>(values.size())), values.end()};
+}
+
 void bind_call(py::module_& m) {
     py::class_<CallHandle>(m, "Call", "The rows of one call of generate, under way or finished.")
         .def("advance", &advance,
@@ -514,7 +520,10 @@ void bind_call(py::module_& m) {
         .def(
             "finish_reason",
             [](const CallHandle& handle, int64_t row) {
-                return handle.row(row, [](const Sequence& s) { return std::string(name_of(s.finish_reason)); });
+                return handle.row(row, [](const Sequence& s) {
+                    const bool ends = !s.finished() && s.call->cancelled;  // after the step that is under way
+                    return std::string(name_of(ends ? FinishReason::cancelled : s.finish_reason));
+                });
             },
             "row"_a, "none | eos | stop | length | repetition | error | cancelled")
         .def(
@@ -525,17 +534,37 @@ void bind_call(py::module_& m) {
             "row"_a, "The message where the finish reason is error, else an empty string.")
         .def(
             "logprobs",
-            [](const CallHandle& handle, int64_t row) {
-                return handle.row(row, [](const Sequence& s) { return s.logprobs; });
+            [](const CallHandle& handle, int64_t row, int64_t start) {
+                return handle.row(row, [start](const Sequence& s) { return from(s.logprobs, start); });
             },
-            "row"_a, "Log-probabilities of the generated ids by the model; empty unless they were asked for.")
+            "row"_a, "start"_a = 0,
+            "Log-probabilities of the generated ids from the start-th on by the model; empty unless they were asked for.")
         .def(
             "processed_logprobs",
-            [](const CallHandle& handle, int64_t row) {
-                return handle.row(row, [](const Sequence& s) { return s.processed_logprobs; });
+            [](const CallHandle& handle, int64_t row, int64_t start) {
+                return handle.row(row, [start](const Sequence& s) { return from(s.processed_logprobs, start); });
             },
-            "row"_a,
-            "Log-probabilities of the generated ids by what the options left; empty unless they were asked for.")
+            "row"_a, "start"_a = 0,
+            "The same by what the options left of the distribution; empty unless they were asked for.")
+        .def(
+            "prompt_logprobs",
+            [](const CallHandle& handle, int64_t row) {
+                return handle.row(row, [](const Sequence& s) { return s.all_prompt_logprobs(); });
+            },
+            "row"_a, "Of the prompt's tokens but the first; empty unless they were asked for and are all known.")
+        .def(
+            "reports",
+            [](const CallHandle& handle, int64_t row, bool processed, int64_t start) {
+                return handle.row(row, [&](const Sequence& s) {
+                    const Reports& reports = processed ? s.processed_reports : s.raw_reports;
+                    const int64_t width = s.config->top_logprobs;
+                    return std::tuple(from(reports.ids, start * width), from(reports.logprobs, start * width),
+                                      from(reports.entropies, start));
+                });
+            },
+            "row"_a, "processed"_a, "start"_a = 0,
+            "Of the distributions at the generated ids from the start-th on: the top ids and their log-probabilities, k "
+            "after k, and the entropies; each empty unless it was asked for.")
         .def(
             "drafts",
             [](const CallHandle& handle, int64_t row) {

@@ -156,6 +156,7 @@ std::shared_ptr<Call> make_call(const Request& request) {
             config = std::make_shared<const GenerationConfig>(config_of(request, i));
         }
         const auto shared = copies > 1 && config->use_cache ? std::make_shared<SharedPrompt>() : nullptr;
+        const auto logprobs = config->prompt_logprobs ? std::make_shared<std::vector<float>>() : nullptr;
         for (int64_t copy = 0; copy < copies; ++copy) {
             const uint64_t seed = request.seeds[call->sequences.size()];
             auto sequence = std::make_unique<Sequence>(prompt, config, seed);
@@ -163,6 +164,8 @@ std::shared_ptr<Call> make_call(const Request& request) {
             sequence->row = static_cast<int64_t>(call->sequences.size());
             sequence->shared_prompt = shared;
             if (rules) sequence->text = std::make_unique<RowText>(rules, prompt);
+            sequence->prompt_logprobs = logprobs;
+            sequence->scored = logprobs && sequence->max_tokens <= sequence->prompt_length;
             if (shared) ++shared->num_members;
             call->sequences.push_back(std::move(sequence));
         }
@@ -180,6 +183,7 @@ std::shared_ptr<Call> make_scoring_call(const std::vector<std::vector<int64_t>>&
     for (const std::vector<int64_t>& row : rows) {
         auto sequence = std::make_unique<Sequence>(row, config, /*seed=*/0);
         sequence->scored = true;
+        sequence->prompt_logprobs = std::make_shared<std::vector<float>>();
         sequence->call = call.get();
         call->sequences.push_back(std::move(sequence));
     }
@@ -235,7 +239,8 @@ std::string Engine::why_rows_are_not_exact() const {
     if (!kernels_for(weights_.device(), at::kFloat).exact_rows) {
         return "DEMIURGIC_KERNELS asks for the reference kernels, which are not.";
     }
-    return std::string("There are none for ") + c10::toString(weights_.dtype()) + ".";
+    const char* name = weights_.dtype() == at::kDouble ? "float64" : c10::toString(weights_.dtype());
+    return std::string("There are none for ") + name + ".";
 }
 
 std::shared_ptr<Call> Engine::add(const Request& request, const Poll& poll) {
@@ -263,7 +268,7 @@ std::vector<Score> Engine::score(const std::vector<std::vector<int64_t>>& rows, 
         throw;
     }
     std::vector<Score> scores;  // the call is finished: no thread changes its sequences any more
-    for (const auto& sequence : call->sequences) scores.push_back({sequence->logprobs, sequence->error});
+    for (const auto& sequence : call->sequences) scores.push_back({sequence->all_prompt_logprobs(), sequence->error});
     return scores;
 }
 
@@ -324,7 +329,10 @@ int64_t Engine::most_blocks() const {
 
 void Engine::check_room(int64_t prompt_length, const GenerationConfig& config, int64_t most_blocks) const {
     const int64_t max_tokens = max_tokens_of(prompt_length, config);
-    if (max_tokens <= prompt_length) return;
+    if (max_tokens <= prompt_length) {
+        if (config.prompt_logprobs) check_room_to_score(prompt_length, most_blocks);
+        return;
+    }
     const int64_t needed = blocks_.blocks_for(max_tokens - 1);  // the last token is never looked at
     if (needed <= most_blocks) return;
     throw NoRoom("A row of " + std::to_string(prompt_length) + " prompt tokens that may grow to " +
@@ -364,12 +372,12 @@ double blocks_wanted(const Call& call, const KVBlocks& blocks) {
     for (const auto& sequence : call.sequences) {
         if (sequence->finished()) continue;
         num_scored += sequence->scored;
-        needs.push_back(blocks.blocks_for(sequence->max_tokens - 1));
+        needs.push_back(blocks.blocks_for(std::max(sequence->max_tokens, sequence->prompt_length) - 1));
         if (sequence->shared_prompt)
             prompts[sequence->shared_prompt.get()] = blocks.blocks_for(sequence->prompt_length);
     }
     // Scored rows run one after the other, as far as they fit a step: few rows of many tokens, or many of few.
-    if (num_scored > 0) {
+    if (num_scored > 0 && num_scored == static_cast<int64_t>(needs.size())) {
         return std::min(sum_of_largest(needs, static_cast<size_t>(call.max_running)),
                         sum_of_largest(needs, 2) + static_cast<double>(Scheduler::kMaxScoredTokens));
     }
@@ -462,7 +470,7 @@ void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
     Choices choices = sample(rounds, logits);
     lock.lock();
     commit(work);
-    accept_scores(work, scored);
+    accept_scores(work, batch, scored);
     accept(rounds, choices);
     charge(work, watch.seconds());
     // Whenever the lock is free, what was accepted so far stands as if the step had ended: it may be left at any round.
@@ -509,29 +517,33 @@ void Engine::charge(const std::vector<Work>& work, double seconds) {
 }
 
 // `scores` in the order of Batch::scored_tokens.
-void Engine::accept_scores(const std::vector<Work>& work, const std::vector<float>& scores) {
+void Engine::accept_scores(const std::vector<Work>& work, const Batch& batch, const std::vector<float>& scores) {
     auto next = scores.begin();
-    for (const Work& part : work) {
-        Sequence& sequence = *part.sequence;
-        if (!sequence.scored) continue;
-        const auto end = next + part.count;
-        const bool failed = std::any_of(next, end, [](float logprob) { return std::isnan(logprob); });
-        sequence.logprobs.resize(part.start);  // after a preemption they come again
-        sequence.logprobs.insert(sequence.logprobs.end(), next, end);
-        next = end;
-        if (failed) {
-            sequence.error = explain(kNotFinite, /*hooked=*/false);
-            sequence.logprobs.clear();  // how many come before the first NaN depends on the chunks
+    for (const auto& [sequence, span] : batch.scored) {
+        const auto begin = next, end = next += span.count;
+        std::vector<float>& logprobs = *sequence->prompt_logprobs;
+        if (std::any_of(begin, end, [](float logprob) { return std::isnan(logprob); })) {
+            sequence->error = explain(kNotFinite, /*hooked=*/false);
+            finish(*sequence, FinishReason::error);
+            continue;  // how many were scored before depends on the chunks; Sequence::all_prompt_logprobs gives none
         }
-        const FinishReason reason = failed ? FinishReason::error : reason_to_stop(sequence);
-        if (reason != FinishReason::none) finish(sequence, reason);
+        // Without a cache to share, copies may have been given the same positions in one step.
+        logprobs.resize(std::max(logprobs.size(), static_cast<size_t>(span.first + span.count)));
+        std::copy(begin, end, logprobs.begin() + span.first);
+    }
+    for (const Work& part : work) {
+        if (!part.sequence->scored || part.sequence->finished()) continue;
+        const FinishReason reason = reason_to_stop(*part.sequence);
+        if (reason != FinishReason::none) finish(*part.sequence, reason);
     }
 }
 
 void Engine::accept(const Rounds& rounds, const Choices& choices) {
     for (size_t i = 0; i < choices.samples.size(); ++i) {
-        if (choices.samples[i].token == kHookFailed) continue;
-        accept(*rounds.sequences()[i], choices.samples[i], choices.ended[i]);
+        Sequence& sequence = *rounds.sequences()[i];
+        // Finished: its prompt could not be scored. Cancelled: whoever did that has read what there is.
+        if (sequence.finished() || sequence.call->cancelled || choices.samples[i].token == kHookFailed) continue;
+        accept(sequence, choices.samples[i], choices.ended[i]);
     }
     for (const auto& [call, failure] : choices.failures) {
         call->failure = failure;
@@ -574,6 +586,8 @@ void Engine::accept(Sequence& sequence, const Sample& sample, bool ended) {
         sequence.logprobs.push_back(sample.logprob);
         sequence.processed_logprobs.push_back(sample.processed_logprob);
     }
+    if (sample.raw) sequence.raw_reports.append(*sample.raw);
+    if (sample.processed) sequence.processed_reports.append(*sample.processed);
     FinishReason reason = reason_to_stop(sequence);
     if (reason == FinishReason::none && ended) reason = reason_to_end(sequence, FinishReason::stop);
     if (reason != FinishReason::none) finish_trimmed(sequence, reason);

@@ -109,7 +109,7 @@ private:
     void end_late_calls();
     void finish_trimmed(Sequence& sequence, FinishReason reason);
     void check_not_in_hook() const;
-    void accept_scores(const std::vector<Work>& work, const std::vector<float>& scores);
+    void accept_scores(const std::vector<Work>& work, const Batch& batch, const std::vector<float>& scores);
     void finish(Sequence& sequence, FinishReason reason);
     void remove_ended_calls();
     void grow_cache(const Call& added);

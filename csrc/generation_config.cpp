@@ -81,6 +81,8 @@ constexpr const char* kPositive = "an integer of 1 or more";
 constexpr const char* kStops = "strings of one character or more";
 constexpr const char* kStopAt = "'function', 'code_block' or None";
 constexpr const char* kCopies = "an integer of 2 or more";
+constexpr const char* kTopLogprobs = "an integer from 0 to 1000 (0 or None switches it off)";
+constexpr const char* kReported = "'raw', 'processed' or 'both'";
 
 double temperature_of(const Value& value) {
     const double given = number_in("temperature", value, 0, 1e4, 1.0, kTemperature);
@@ -101,6 +103,21 @@ std::string speculate_of(const Value& value) {
 int64_t max_draft_tokens_of(const Value& value) {
     const int64_t given = integer_in("max_draft_tokens", value, 1, std::nullopt, kDraftTokens);
     if (given > 128) refuse("max_draft_tokens", text_of(given), kDraftTokens);
+    return given;
+}
+
+int64_t top_logprobs_of(const Value& value) {
+    const int64_t given = integer_in("top_logprobs", value, 0, 0, kTopLogprobs);
+    if (given > 1000) refuse("top_logprobs", text_of(given), kTopLogprobs);
+    return given;
+}
+
+std::string top_logprobs_mode_of(const Value& value) {
+    if (std::holds_alternative<std::monostate>(value)) refuse_none("top_logprobs_mode", kReported);
+    const std::string& given = std::get<std::string>(value);
+    if (given != "raw" && given != "processed" && given != "both") {
+        refuse("top_logprobs_mode", "'" + given + "'", kReported);
+    }
     return given;
 }
 
@@ -272,6 +289,23 @@ std::vector<Option> make_options() {
          INTEGER(repetition_min_tokens, 1, std::nullopt, kPositive)},
         {"trim_repetition", T::boolean, "bool", "True or False",
          "True: what stop_on_repetition has ended is cut after the first copy.", false, BOOLEAN(trim_repetition)},
+        {"top_logprobs", T::integer, "int | None", kTopLogprobs,
+         "The result tells so many of the most likely tokens at each position, with their log-probabilities: the most "
+         "likely first, the lowest id on ties. 0 or None: off.",
+         false, [](const Config& c) -> Value { return c.top_logprobs; },
+         [](Config& c, const Value& v) { c.top_logprobs = top_logprobs_of(v); }},
+        {"top_logprobs_mode", T::text, "str", kReported,
+         "The distribution of top_logprobs and entropy: 'raw' is the model's, 'processed' what the options left of it, "
+         "'both' gives each.",
+         false, [](const Config& c) -> Value { return c.top_logprobs_mode; },
+         [](Config& c, const Value& v) { c.top_logprobs_mode = top_logprobs_mode_of(v); }},
+        {"prompt_logprobs", T::boolean, "bool", "True or False",
+         "The result tells the log-probability of every token of the prompt but the first, as score does, without "
+         "computing the prompt again.",
+         false, BOOLEAN(prompt_logprobs)},
+        {"entropy", T::boolean, "bool", "True or False",
+         "The result tells the entropy, in nats, of the distribution at each position; top_logprobs_mode says of which.",
+         false, BOOLEAN(entropy)},
     };
 }
 

@@ -51,6 +51,10 @@ struct GenerationConfig {
     std::optional<int64_t> stop_on_repetition;
     int64_t repetition_min_tokens = 64;
     bool trim_repetition = false;
+    int64_t top_logprobs = 0;
+    std::string top_logprobs_mode = "raw";  // raw | processed | both
+    bool prompt_logprobs = false;
+    bool entropy = false;
 
     bool operator==(const GenerationConfig&) const = default;
 
@@ -61,6 +65,9 @@ struct GenerationConfig {
     int64_t tokens_before_end(int64_t prompt_length) const;
 
     bool greedy() const { return !do_sample || temperature == 0.0; }
+    // Which distributions top_logprobs and entropy are about.
+    bool reports_raw() const { return top_logprobs_mode != "processed"; }
+    bool reports_processed() const { return top_logprobs_mode != "raw"; }
 };
 
 // What an option may hold; monostate is None.

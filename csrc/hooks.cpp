@@ -103,6 +103,7 @@ void choose_hooked(const HookedRows& rows, Sampler& sampler, const at::Tensor& l
 }  // namespace
 
 Choices choose(Sampler& sampler, const at::Tensor& logits, const Sequences& sequences) {
+    sampler.forget_reports();
     std::map<const Call*, Places> hooked;
     Places plain;
     for (size_t i = 0; i < sequences.size(); ++i) {

@@ -40,7 +40,8 @@ struct Choices {
     std::vector<std::pair<Call*, std::exception_ptr>> failures;  // calls whose hook threw; their tokens are kHookFailed
 };
 
-// The next token of each sequence from its row of `logits` [R, V] float32, by its options and the hooks of its call.
+// The next token of each sequence from its row of `logits` [R, V] float32, by its options and the hooks of its call. Reports
+// are valid until the next call.
 Choices choose(Sampler& sampler, const at::Tensor& logits, const std::vector<Sequence*>& sequences);
 
 }  // namespace demiurgic

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "reports.h"
 #include "sequence.h"
 
 namespace demiurgic {
@@ -14,8 +15,11 @@ class Sampler {
 public:
     Sampler(const Kernels& kernels, at::Device device) : kernels_(kernels), context_{device, kernels.entries} {}
 
+    // Begins a round: the reports of the one before are gone.
+    void forget_reports() { reports_.reset(); }
+
     // The next token of each sequence from its row of `logits` [R, V] float32. Log-probabilities are filled in only where
-    // they are wanted. Sequences are read, not changed; the same state gives the same tokens.
+    // they are wanted, reports too. Sequences are read, not changed; the same state gives the same tokens.
     std::vector<Sample> sample(const at::Tensor& logits, const std::vector<Sequence*>& sequences);
 
     // A sequence that is to draw the token at `position` of it, at its end or beyond.
@@ -31,16 +35,20 @@ public:
     // A copy of `logits` after steps 1 to 5 of the order of sampling, for hooks of the user's to work on.
     at::Tensor edited(const at::Tensor& logits, const std::vector<Sequence*>& sequences);
 
-    // As `sample`, where steps 1 to 6 are done: `edited` [R, V] float32 holds what they made of `logits`.
+    // As `sample`, where `edited` [R, V] float32 holds what steps 1 to 5 and hooks made of `logits`.
     std::vector<Sample> sample_edited(const at::Tensor& edited, const at::Tensor& logits,
                                       const std::vector<Sequence*>& sequences);
 
 private:
     bool read_options(const std::vector<Sequence*>& sequences, int64_t vocab);
+    void want_reports(const Sequence& sequence, SampleRow& row);
+    void report_raw(const at::Tensor& logits, const std::vector<const Report*>& reports);
+    void name_raw(const at::Tensor& logits, bool want_logprobs, std::vector<Sample>& samples);
 
     const Kernels& kernels_;
     Context context_;
-    std::vector<SampleRow> rows_;  // of the step
+    std::vector<SampleRow> rows_;  // of the call
+    ReportMemory reports_;         // of the round
 };
 
 }  // namespace demiurgic

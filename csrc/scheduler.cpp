@@ -31,12 +31,15 @@ struct Budget {
     int64_t tokens;
     int64_t scored_tokens = Scheduler::kMaxScoredTokens;
 
+    // Most tokens of the sequence that fit, from `num_cached` on: those that are scored stand in a row.
     int64_t for_row(const Sequence& sequence) const {
-        return sequence.scored ? std::min(tokens, scored_tokens) : tokens;
+        const int64_t start = sequence.num_cached;
+        const Sequence::Span unscored = sequence.unscored(start, sequence.num_inputs());
+        return unscored.count > scored_tokens ? std::min(tokens, unscored.first + scored_tokens - start) : tokens;
     }
     void take(const Work& work) {
         tokens -= work.count;
-        if (work.sequence->scored) scored_tokens -= work.count;
+        scored_tokens -= work.sequence->unscored(work.start, work.start + work.count).count;
     }
 };
 
@@ -83,8 +86,9 @@ bool Scheduler::may_start(const Sequence& sequence) const {
 bool Scheduler::start(Sequence& sequence, int64_t budget, std::vector<Work>& plan) {
     SharedPrompt* shared = sequence.shared_prompt.get();
     const bool forks = shared && !shared->blocks.empty();
-    // A copy computes the last token of the prompt again, to get the logits that follow it.
-    const int64_t cached = forks ? sequence.prompt_length - 1 : 0;
+    // A copy computes the last token of the prompt again, to get the logits that follow it. (That of a scored prompt does
+    // it for nothing; there it is the last but one.)
+    const int64_t cached = forks ? sequence.num_inputs() - 1 : 0;
     const int64_t num_shared = cached / blocks_.block_size();
     if (blocks_.blocks_for(sequence.num_inputs()) - num_shared > blocks_.num_free()) return false;
     if (forks) {
@@ -133,8 +137,9 @@ void Scheduler::preempt(Sequence& sequence) {
 void Scheduler::computed(const Work& work) {
     Sequence& sequence = *work.sequence;
     sequence.num_cached = work.start + work.count;
-    if (sequence.shared_prompt && sequence.num_cached >= sequence.prompt_length) {
-        sequence.shared_prompt->blocks = blocks_.share(sequence.blocks, sequence.prompt_length);
+    const int64_t num_shared = std::min(sequence.prompt_length, sequence.num_inputs());
+    if (sequence.shared_prompt && sequence.num_cached >= num_shared) {
+        sequence.shared_prompt->blocks = blocks_.share(sequence.blocks, num_shared);
         leave_shared_prompt(sequence);
     }
     if (!sequence.config->use_cache && work.gives_token()) sequence.num_cached = 0;

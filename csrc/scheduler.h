@@ -19,7 +19,7 @@ struct Work {
         {};  // guesses of the tokens that follow its last one; they go through the decoder too
 
     // The last token that the sequence has is among them, so the step gives the logits of its next one. Never of a
-    // scored row, whose logits are wanted after each of these tokens.
+    // scored row.
     bool gives_token() const { return start + count == sequence->size(); }
 };
 
@@ -31,8 +31,8 @@ struct NoRoom : std::runtime_error {
 // A plan whose step was interrupted does no harm: the next plan holds the same work.
 class Scheduler {
 public:
-    // Most tokens of scored rows in a step: each has a row of logits, [V] float32. It bounds memory, however long the
-    // rows are.
+    // Most tokens of rows and prompts that are scored in a step: each has a row of logits, [V] float32. It bounds memory,
+    // however long they are.
     static constexpr int64_t kMaxScoredTokens = 128;
 
     // A step computes at most `max_step_tokens` tokens of prompts, less one for each sequence that is past its prompt.

@@ -45,6 +45,17 @@ Sequence::Sequence(std::vector<int64_t> prompt, std::shared_ptr<const Generation
         std::make_unique<RepetitionGuard>(*config->stop_on_repetition, config->repetition_min_tokens, most_generated);
 }
 
+Sequence::Span Sequence::unscored(int64_t start, int64_t end) const {
+    if (!prompt_logprobs) return {start, 0};
+    const int64_t first = std::max(start, static_cast<int64_t>(prompt_logprobs->size()));
+    return {first, std::max<int64_t>(0, std::min(end, prompt_length - 1) - first)};
+}
+
+std::vector<float> Sequence::all_prompt_logprobs() const {
+    const bool known = prompt_logprobs && static_cast<int64_t>(prompt_logprobs->size()) >= prompt_length - 1;
+    return known ? *prompt_logprobs : std::vector<float>();
+}
+
 void Sequence::append(int64_t token) {
     tokens.push_back(token);
     edits.append(tokens);
@@ -59,6 +70,7 @@ void Sequence::keep(int64_t num_kept) {
     for (std::vector<float>* values : {&logprobs, &processed_logprobs}) {
         values->resize(std::min(values->size(), static_cast<size_t>(num_kept)));
     }
+    for (Reports* reports : {&raw_reports, &processed_reports}) reports->keep(num_kept, config->top_logprobs);
 }
 
 int64_t Sequence::settled_tokens() const {

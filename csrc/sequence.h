@@ -10,6 +10,7 @@
 
 #include "prompt_lookup.h"
 #include "repetition_guard.h"
+#include "reports.h"
 #include "row_text.h"
 #include "token_edits.h"
 
@@ -28,7 +29,7 @@ struct SharedPrompt;
 int64_t max_tokens_of(int64_t prompt_length, const GenerationConfig& config);
 
 // One row of a generation: its tokens, how many of them are in the cache, and why it stopped. Or a row that is scored: its
-// tokens are given, nothing is generated, and `logprobs` is of all tokens but the first.
+// tokens are given, nothing is generated, and only `prompt_logprobs` are wanted.
 struct Sequence {
     Sequence(std::vector<int64_t> prompt, std::shared_ptr<const GenerationConfig> config, uint64_t seed);
 
@@ -37,6 +38,15 @@ struct Sequence {
     int64_t num_inputs() const { return scored && !tokens.empty() ? size() - 1 : size(); }
     int64_t num_generated() const { return size() - prompt_length; }
     bool finished() const { return finish_reason != FinishReason::none; }
+
+    // The first of the positions [start, end) from which the next token of the prompt is still to be scored, and how many
+    // there are. Whoever computes the prompt scores it, once.
+    struct Span {
+        int64_t first, count;
+    };
+    Span unscored(int64_t start, int64_t end) const;
+    // Of all the prompt's tokens but the first; none where they are not wanted or not all known.
+    std::vector<float> all_prompt_logprobs() const;
 
     // Appends one generated token and keeps the edits, the text and the guard up to date.
     void append(int64_t token);
@@ -66,8 +76,13 @@ struct Sequence {
     int64_t num_cached = 0;       // the first so many tokens have their keys and values in `blocks`
     std::vector<int32_t> blocks;  // cache blocks, in order of position
 
-    std::vector<float> logprobs;            // of generated tokens, or those that are scored, by the model
+    // Of the prompt's tokens but the first, by the model, as far as they are known; shared by the copies of a prompt. Null:
+    // they are not wanted.
+    std::shared_ptr<std::vector<float>> prompt_logprobs;
+    std::vector<float> logprobs;            // of generated tokens, by the model
     std::vector<float> processed_logprobs;  // of generated tokens, by what the options left
+    Reports raw_reports;                    // of the positions of generated tokens, where they are wanted
+    Reports processed_reports;
 
     FinishReason finish_reason = FinishReason::none;
     std::string error;  // where finish_reason is error

@@ -151,23 +151,43 @@ def filtered(logits: Floats, config: GenerationConfig) -> Floats:
 
 
 def distance_from_entropy(d: Distribution) -> Floats:
-    surprise = -d.log_probabilities()
+    return np.abs(-d.log_probabilities() - entropy_of(d))
+
+
+class Report(NamedTuple):
+    ids: list[int]
+    logprobs: list[float]
+    entropy: float
+
+
+def report(logits: Floats, k: int) -> Report:
+    """The k most likely tokens, the lowest id first on ties, but none at -inf; and the entropy in nats."""
+    d = Distribution(logits)
+    ids = [int(i) for i in np.argsort(-logits, kind="stable")[:k] if logits[i] > -np.inf]
+    return Report(ids, d.log_probabilities()[ids].tolist(), float(entropy_of(d)))
+
+
+def entropy_of(d: Distribution) -> np.float32:
     with np.errstate(invalid="ignore"):  # 0 * inf of forbidden tokens
-        terms = np.where(d.masses > 0, d.exponentials / d.scale * surprise, f32(0))
-    entropy = f32(integer_masses(terms).sum()) * f32(2.0**-MASS_BITS)
-    return np.abs(surprise - entropy)
+        terms = np.where(d.masses > 0, d.exponentials / d.scale * -d.log_probabilities(), f32(0))
+    return f32(integer_masses(terms).sum()) * f32(2.0**-MASS_BITS)
 
 
 def draw(d: Distribution, bits: int) -> int:
     return int((np.cumsum(d.masses) <= (bits * d.total >> 64)).sum())
 
 
+def processed_logits(raw: Floats, tokens: list[int], prompt_length: int, config: GenerationConfig) -> Floats:
+    """What the options leave of `raw`."""
+    processed = edited(raw, tokens, prompt_length, config)
+    return filtered(processed, config) if config.do_sample and config.temperature > 0 else processed
+
+
 def next_token(logits: Any, tokens: list[int], prompt_length: int, config: GenerationConfig, seed: int) -> Sample:
     """What the sampler must give after `tokens`, in the order of sampling, for finite float32 logits or -inf."""
     raw = np.asarray(logits, dtype=np.float32)
-    processed = edited(raw, tokens, prompt_length, config)
+    processed = processed_logits(raw, tokens, prompt_length, config)
     if config.do_sample and config.temperature > 0:
-        processed = filtered(processed, config)
         token = draw(Distribution(processed), philox(seed, len(tokens), stream=0))
     else:
         token = int(processed.argmax())

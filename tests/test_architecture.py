@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 CXX_LAYERS = [
     {"generation_config", "philox", "kv_blocks", "kernels", "ngram_index", "draft_budget", "stopwatch"}
     | {"byte_automaton", "token_bytes"},
-    {"token_edits", "model_config", "prompt_lookup", "function_end", "code_block_end", "repetition_guard"},
+    {"token_edits", "model_config", "prompt_lookup", "function_end", "code_block_end", "repetition_guard", "reports"},
     {"row_text"},
     {"sequence"},
     {"stopping", "weights"},
@@ -31,21 +31,33 @@ CXX_LAYERS = [
 INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "sequence", "stopping", "scheduler"}
 INTEGERS_ONLY |= {"ngram_index", "prompt_lookup", "draft_budget"}
 INTEGERS_ONLY |= {"byte_automaton", "token_bytes", "function_end", "code_block_end", "repetition_guard", "row_text"}
+INTEGERS_ONLY |= {"reports"}
 TENSORS = r"<(ATen|c10|torch|cuda)"
 PYTHON = r"<(pybind11|Python\.h|torch/(csrc/utils/pybind|csrc/python|extension|python)|torch/csrc/autograd/python)"
 DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
 
 PYTHON_LAYERS = [
     {"_C", "_build_info"},
-    {"build_check", "caller", "config", "output"},
-    {"rotary", "tokenizer", "info", "prompts", "progress", "cli_options", "text", "token_bytes"},
-    {"auto_length"},
-    {"live_weights", "hooks"},
-    {"stock_classes"},
+    {"build_check", "caller", "config", "output", "printable"},
+    {
+        "rotary",
+        "tokenizer",
+        "info",
+        "prompts",
+        "progress",
+        "cli_options",
+        "text",
+        "token_bytes",
+        "reports",
+        "text_stream",
+    },
+    {"auto_length", "streamer", "html_view", "hooks"},
+    {"live_weights", "stock_classes"},
     {"stock_processors", "stock_criteria"},
     {"stock_hooks"},
-    {"engine", "text_stream"},
-    {"model"},
+    {"engine"},
+    {"streaming"},
+    {"display", "model"},
     {"checkpoint"},
     {"loading"},
     {"__init__"},  # the package itself: `import demiurgic`, `from demiurgic import __version__`

@@ -160,6 +160,32 @@ def test_json(run: Run, folder: Path) -> None:
     }
 
 
+def test_json_has_the_numbers_that_are_asked_for(run: Run, folder: Path) -> None:
+    flags = ["--top-logprobs", 3, "--top-logprobs-mode", "both", "--entropy", "--prompt-logprobs"]
+    common = ["--max-new-tokens", 5, "--seed", 3, "--num-return-sequences", 2, "--top-k", 2, "--model", folder]
+    got = report(run("generate", "é(", "--json", *common, *flags))
+    told = {"top_logprobs": 3, "top_logprobs_mode": "both", "entropy": True, "prompt_logprobs": True}
+    config = GenerationConfig(max_new_tokens=5, seed=3, num_return_sequences=2, top_k=2, **told)
+    ids = Tokenizer(folder).encode("é(", add_bos=True)
+    model, _ = cli.load(str(folder))
+    expected = generate(model, [ids], generation_config=config, return_dict_in_generate=True)
+    assert got["top_logprob_ids"] == [
+        row[:length] for row, length in zip(expected.top_logprob_ids.tolist(), expected.lengths, strict=True)
+    ]
+    assert [len(row) for row in got["entropies"]] == expected.lengths
+    assert all(row[-1][2] is None for row in got["processed_top_logprobs"])  # top_k left two
+    assert got["prompt_logprobs"][0][0] is None
+    assert got["prompt_logprobs"][1][1:] == pytest.approx(expected.prompt_logprobs[1, 1:].tolist())
+    assert "entropies" not in report(run("generate", "é(", "--json", *common))
+
+
+@pytest.mark.parametrize("flag", [["--top-logprobs", 2], ["--prompt-logprobs"], ["--entropy"]])
+def test_numbers_that_a_text_cannot_show_are_refused(run: Run, folder: Path, flag: list[Any]) -> None:
+    ended = run("generate", "x", "--model", folder, *flag)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == f"demiurgic: {flag[0]} asks for numbers, which are printed with --json only; add --json.\n"
+
+
 def test_several_sequences_stand_under_headers(run: Run, folder: Path) -> None:
     flags = ["--max-new-tokens", 4, "--seed", 9, "--num-return-sequences", 3, "--eos-token-id", "[]"]
     ended = run("generate", "x", "--model", folder, *flags)
@@ -202,12 +228,18 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
     "stop_token_ids": (["12"], [12]),
     "seed": (["18446744073709551615"], 2**64 - 1),
     "use_cache": ([], True),
+    "speculate": (["ngram"], "ngram"),
+    "max_draft_tokens": (["5"], 5),
     "stop": (["a,b\\n"], ["a,b\n"]),
     "include_stop": ([], True),
     "stop_at": (["function"], "function"),
     "stop_on_repetition": (["3"], 3),
     "repetition_min_tokens": (["20"], 20),
     "trim_repetition": ([], True),
+    "top_logprobs": (["3"], 3),
+    "top_logprobs_mode": (["both"], "both"),
+    "prompt_logprobs": ([], True),
+    "entropy": ([], True),
 }
 
 

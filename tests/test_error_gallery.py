@@ -29,6 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations
+from transformers import TextStreamer
 
 import demiurgic
 from demiurgic import (
@@ -39,7 +40,10 @@ from demiurgic import (
     GenerationConfig,
     cli,
     generate,
+    html_view,
     score,
+    show,
+    stream,
     text,
 )
 from demiurgic.loading import SHIPPED_MODELS
@@ -73,6 +77,28 @@ def spoilt(spoil: Callable[[DemiurgicForCausalLM], Any]) -> Snippet:
         generate(made if isinstance(made, nn.Module) else model, [1, 2], max_new_tokens=2)
 
     return snippet
+
+
+def speculating(spoil: Callable[[DemiurgicForCausalLM], Any], **keywords: Any) -> Snippet:
+    """generate with drafts, from a good model after something was done to it."""
+
+    def snippet() -> None:
+        model = tiny_model()
+        spoil(model)
+        generate(model, [1, 2], max_new_tokens=2, **keywords)
+
+    return snippet
+
+
+def transposed(model: DemiurgicForCausalLM) -> None:
+    weight = q_proj(model).weight
+    weight.data = weight.data.T.contiguous().T
+
+
+def speculating_on_the_reference_kernels() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEMIURGIC_KERNELS", "reference")
+        call(speculate="ngram")()
 
 
 def row(logits: list[float], **keywords: Any) -> Snippet:
@@ -349,6 +375,8 @@ GALLERY: dict[str, list[Snippet]] = {
         options(stop=b"end"),
         options(stop=["a", 5]),
         options(stop_at=True),
+        options(top_logprobs_mode=1),
+        options(top_logprobs_mode=None),
     ],
     "Value out of range": [
         options(max_new_tokens=-1),
@@ -370,12 +398,16 @@ GALLERY: dict[str, list[Snippet]] = {
         options(logit_bias={-1: 2.0}),
         options(logit_bias={1: -INF}),
         options(seed=-1),
+        options(top_logprobs=1001),
+        options(top_logprobs_mode="cooked"),
         options(max_new_tokens=2**63),
         options(stop=["a", ""]),
         options(stop="\ud800"),
         options(stop_at="method"),
         options(stop_on_repetition=1),
         options(repetition_min_tokens=0),
+        options(speculate="draft"),
+        options(max_draft_tokens=0),
     ],
     "Options that contradict each other": [
         options(max_new_tokens=None),
@@ -426,6 +458,28 @@ GALLERY: dict[str, list[Snippet]] = {
         stock("UnbatchedClassifierFreeGuidanceLogitsProcessor", 1.5, None),
         stock("PrefixConstrainedLogitsProcessor", lambda row, tokens: [1], 2),
         stock("RepetitionPenaltyLogitsProcessor", 1.5, prompt_ignore_length=torch.tensor([1])),
+    ],
+    "Numbers that would not be returned": [
+        call(top_logprobs=5),
+        call(prompt_logprobs=True),
+        call(entropy=True),
+        command('demiurgic generate "x" --top-logprobs 3'),
+    ],
+    "Speculation": [
+        call(speculate="ngram", draft_model=tiny_model()),
+        speculating(lambda model: model.double(), speculate="ngram"),
+        speculating(transposed, draft_model=tiny_model()),
+        speculating_on_the_reference_kernels,
+        call(draft_model=tiny_model(vocab_size=50)),
+        call(draft_model="tiny"),
+    ],
+    "Streams and streamers": [
+        lambda: stream(tiny_model(), [1, 2], tokenizer="tiny"),
+        lambda: stream(tiny_model(), [1, 2]).result(),
+        lambda: show(stream(tiny_model(), [1, 2])),
+        call(streamer="yes"),
+        call([[1], [2]], streamer=TextStreamer(Tokenizer(SHIPPED_MODELS["tiny"]))),
+        lambda: html_view(list(stream(tiny_model(), [1, 2], max_new_tokens=1)), Tokenizer(SHIPPED_MODELS["tiny"])),  # type: ignore[arg-type]
     ],
     # prompts and masks
     "Prompts of a wrong form": [

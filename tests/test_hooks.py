@@ -1,5 +1,6 @@
 """Logits processors and stopping criteria of the user's: what they are shown, and what becomes of what they return."""
 
+import dataclasses
 import functools
 import gc
 import threading
@@ -11,7 +12,7 @@ import pytest
 import torch
 from models import fixed_logits_model, tiny_model
 
-from demiurgic import GenerationError, generate, score
+from demiurgic import GenerationError, generate, score, stream
 from demiurgic.engine import Generation, merged
 
 PROMPTS = [[3], list(range(20, 37)), [5, 6, 5, 6, 7], [88, 1]]
@@ -35,6 +36,7 @@ OPTIONS = {
     },
 }
 BLOCK_BYTES = 2 * 2 * 16 * 2 * 8 * 4  # of the cache of tiny_model: k and v, layers, tokens, heads, head_dim, float32
+TOLD = {"top_logprobs": 4, "top_logprobs_mode": "both", "entropy": True, "prompt_logprobs": True}
 WAYS = {
     "all at once": {},
     "two at a time": {"max_running": 2},
@@ -48,17 +50,21 @@ def run(model, prompts=PROMPTS, **options):
     return generate(model, prompts, **({"max_new_tokens": 12, "return_dict_in_generate": True} | options))
 
 
-def begun(model, prompts, logits_processor=None, stopping_criteria=None, **options):
-    config = merged(None, options)
-    return Generation(
-        model, prompts, config=config, logits_processor=logits_processor, stopping_criteria=stopping_criteria
-    )
+def begun(model, prompts, logits_processor=None, stopping_criteria=None, want_logprobs=False, **options):
+    hooks = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
+    return Generation(model, prompts, config=merged(None, options), want_logprobs=want_logprobs, **hooks)
 
 
 def check_equal(one, other):
-    assert one.completions == other.completions and one.finish_reasons == other.finish_reasons
-    for name in ("sequences", "logprobs", "processed_logprobs"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=0, equal_nan=True)
+    """All that two results say, but how long it took."""
+    for field in dataclasses.fields(one):
+        mine, others = getattr(one, field.name), getattr(other, field.name)
+        if field.name == "timings":
+            continue
+        if isinstance(mine, torch.Tensor):
+            torch.testing.assert_close(mine, others, rtol=0, atol=0, equal_nan=True)
+        else:
+            assert mine == others, field.name
 
 
 def nothing(input_ids, scores):
@@ -87,6 +93,13 @@ def ends_on_multiples_of_seven(input_ids, scores):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_hooks_that_do_nothing_change_no_bit(name, way):
     model, options = tiny_model(), OPTIONS[name] | WAYS[way] | {"seed": SEEDS}
+    hooked = run(model, logits_processor=nothing, stopping_criteria=never, **options)
+    check_equal(hooked, run(model, **options))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_hooks_that_do_nothing_change_no_bit_on_any_instruction_set(name, isa):
+    model, options = tiny_model(), OPTIONS[name] | TOLD | {"seed": SEEDS}
     hooked = run(model, logits_processor=nothing, stopping_criteria=never, **options)
     check_equal(hooked, run(model, **options))
 
@@ -153,6 +166,69 @@ def test_raw_logprobs_stay_those_of_the_model():
     assert result.completions == [[wanted] * 6]
     torch.testing.assert_close(result.logprobs, score(model, result.sequences)[:, 2:], rtol=0, atol=1e-5)
     assert result.processed_logprobs.tolist() == [[0.0] * 6]
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"seed": SEEDS, "repetition_penalty": 1.3}])
+def test_reports_of_hooked_rows(reference, options, monkeypatch):
+    if reference:
+        monkeypatch.setenv("DEMIURGIC_KERNELS", "reference")
+    model, bias = tiny_model(), torch.zeros(97)
+    bias[[3, 50]] = torch.tensor([2.5, -1.25])
+    plain = run(model, **options, **TOLD)
+    check_equal(run(model, **options, **TOLD, logits_processor=nothing, stopping_criteria=never), plain)
+    biased = run(model, **options, **TOLD, logits_processor=lambda ids, scores: scores.add_(bias))
+    if "repetition_penalty" not in options:  # which comes after logit_bias
+        check_equal(biased, run(model, **options, **TOLD, logit_bias={3: 2.5, 50: -1.25}))
+    assert biased.completions != plain.completions
+
+
+def test_reports_of_several_calls_in_one_step():
+    model, options = tiny_model(), {"seed": SEEDS, "max_new_tokens": 12, **TOLD}
+    with_hooks = {"logits_processor": nothing}
+    calls = [begun(model, PROMPTS, **(with_hooks if i % 2 else {}), **options, want_logprobs=True) for i in range(4)]
+    while any(call.advance() for call in calls):
+        pass
+    for call in calls:
+        check_equal(call.result(), run(model, **options))
+
+
+def test_the_models_report_where_a_processor_mends():
+    broken = fixed_logits_model([0.0, float("nan"), 2.0, 1.0])
+    options = {"do_sample": False, "max_new_tokens": 2, "logits_processor": lambda _, scores: scores.nan_to_num(0.0)}
+    result = run(broken, [[0]], **options, top_logprobs=2, top_logprobs_mode="both", entropy=True)
+    assert result.completions == [[2, 2]]
+    assert result.top_logprob_ids.tolist() == [[[-1, -1]] * 2] and result.top_logprobs.isnan().all()
+    assert result.entropies.isnan().all() and not result.processed_entropies.isnan().any()
+    assert result.processed_top_logprob_ids.tolist() == [[[2, 3]] * 2]
+
+
+# ---- streams --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_stream_with_hooks_gives_what_generate_gives(name):
+    model = tiny_model()
+    hooks = {"logits_processor": against_the_last, "stopping_criteria": ends_on_multiples_of_seven}
+    events = list(stream(model, PROMPTS, **OPTIONS[name], **hooks, seed=SEEDS, max_new_tokens=12))
+    whole = run(model, **OPTIONS[name], **hooks, seed=SEEDS)
+    for row in range(len(PROMPTS)):
+        mine = [event for event in events if event.row == row]
+        assert [token for event in mine for token in event.token_ids] == whole.completions[row]
+        assert mine[-1].finish_reason == whole.finish_reasons[row]
+
+
+def test_what_a_hook_raises_leaves_the_stream():
+    def raises(input_ids, scores):
+        if input_ids.shape[1] == 4:
+            raise LookupError("mine")
+        return scores
+
+    events, model = [], tiny_model()
+    with pytest.raises(LookupError, match="mine"):
+        for event in stream(model, [[1, 2]], logits_processor=raises, seed=5):
+            events.append(event)
+    assert [token for event in events for token in event.token_ids] == run(model, [[1, 2]], seed=5).completions[0][:2]
 
 
 # ---- what a hook is shown -------------------------------------------------------------------------------------------
@@ -300,8 +376,9 @@ def test_a_criterion_ends_rows_as_stop_token_ids_do():
 
     options = {"seed": SEEDS, "max_new_tokens": 40}
     result = run(model, stopping_criteria=stop, **options)
-    check_equal(result, run(model, stop_token_ids=ends, **options))
-    assert "stop" in result.finish_reasons
+    by_ids = run(model, stop_token_ids=ends, **options)
+    assert "stop" in result.finish_reasons and set(by_ids.stop_reasons) & set(ends)
+    check_equal(result, dataclasses.replace(by_ids, stop_reasons=[None] * len(PROMPTS)))
 
 
 def test_any_criterion_ends_a_row_and_eos_is_looked_at_first():

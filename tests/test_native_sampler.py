@@ -1,4 +1,4 @@
-"""The CPU's own sampler against the reference: the same tokens, log-probabilities and errors, every bit of them."""
+"""The CPU's own sampler against the reference: every bit of tokens, log-probabilities, reports and errors."""
 
 import functools
 import math
@@ -84,7 +84,10 @@ def random_options(r, vocab):
         "top_k": lambda: r.choice([0, 1, 2, 5, 40, 50, 300, vocab - 1, vocab + 1]),
         "top_p": lambda: r.choice([0, 1e-9, r.random(), r.random(), 0.999, 1]),
         "typical_p": lambda: r.choice([1e-300, 1e-6 + r.random() / 2, 0.95, None]),
-        "min_p": lambda: r.choice([0, 1e-300, 1e-12, 0.01, r.random(), 1]),
+        "min_p": lambda: r.choice([0, 1e-300, 1e-33, 1e-12, 0.01, r.random(), 1]),
+        "top_logprobs": lambda: r.choice([1, 2, 5, 20, 70, min(vocab + 1, 1000)]),
+        "top_logprobs_mode": lambda: r.choice(["raw", "processed", "both"]),
+        "entropy": lambda: True,
     }
     often = r.choice([0.15, 0.5])
     return {"top_k": 0, "top_p": 1} | {name: choose() for name, choose in choices.items() if r.random() < often}
@@ -96,7 +99,14 @@ def outcome(model, prompts, configs):
     while sum(generation.advance() for generation in together):
         pass
     results = [generation.result() for generation in together]
-    return [(r.completions, r.logprobs, r.processed_logprobs, r.finish_reasons, r.errors) for r in results]
+    return [(r.completions, r.logprobs, r.processed_logprobs, r.finish_reasons, r.errors, *reports(r)) for r in results]
+
+
+def reports(result):
+    """What the result tells of the distributions; of those that it does not, nothing."""
+    fields = ("top_logprobs", "top_logprob_ids", "entropies")
+    names = [prefix + field for prefix in ("", "processed_") for field in fields]
+    return [torch.zeros(0) if (values := getattr(result, name)) is None else values for name in names]
 
 
 def by_reference(model, prompts, configs):
@@ -142,8 +152,13 @@ def test_native_is_the_reference(isa, make):
     assert reasons == {"error"} if make in (all_forbidden, not_finite) else reasons >= {"length", "error"}
 
 
+REPORTS = {"top_logprobs": 20, "top_logprobs_mode": "both", "entropy": True}
 FILTERS = [
     {"do_sample": False},
+    {"do_sample": False, **REPORTS},
+    {**REPORTS},
+    {"top_k": 50, "top_p": 0.95, **REPORTS},
+    {"typical_p": 0.4, **REPORTS, "top_logprobs": 1000},
     {"do_sample": False, "repetition_penalty": 1.3},
     {},
     {"temperature": 0.7},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from models import fixed_logits_model, table_model, tiny_model
-from sampler_oracle import derive_seed, edited, next_token, philox4x32
+from sampler_oracle import derive_seed, edited, next_token, philox4x32, processed_logits, report
 
 from demiurgic import _C, GenerationConfig, GenerationError, generate
 from demiurgic.engine import Generation
@@ -384,12 +384,22 @@ def random_case(r):
     return logits, prompt, options | {"seed": r.getrandbits(64), "eos_token_id": [r.randrange(vocab)]}
 
 
+def report_at(result, prefix, row, i):
+    """(ids, log-probabilities, entropy) of a position; the ids without the -1 after them, whose numbers must be nan."""
+    ids = getattr(result, f"{prefix}top_logprob_ids")[row, i].tolist()
+    numbers = getattr(result, f"{prefix}top_logprobs")[row, i].tolist()
+    listed = ids.index(-1) if -1 in ids else len(ids)
+    assert set(ids[listed:]) <= {-1} and all(map(math.isnan, numbers[listed:]))
+    return ids[:listed], numbers[:listed], getattr(result, f"{prefix}entropies")[row, i].item()
+
+
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("part", range(8))
 def test_every_bit_is_as_specified(part):
     for number in range(50 * part, 50 * (part + 1)):
         logits, prompt, options = random_case(random.Random(number))
-        config = GenerationConfig(max_new_tokens=5, num_return_sequences=2, **options)
+        told = {"top_logprobs": 1 + number % 7, "top_logprobs_mode": "both", "entropy": True}
+        config = GenerationConfig(max_new_tokens=5, num_return_sequences=2, **options, **told)
         result = generate(fixed_logits_model(logits), prompt, generation_config=config, return_dict_in_generate=True)
         for row, (completion, reason) in enumerate(zip(result.completions, result.finish_reasons, strict=True)):
             tokens = list(prompt)
@@ -397,6 +407,10 @@ def test_every_bit_is_as_specified(part):
                 expected = next_token(logits, tokens, len(prompt), config, derive_seed(options["seed"], row))
                 given = (token, result.logprobs[row, i].item(), result.processed_logprobs[row, i].item())
                 assert given == expected, (number, row, i)
+                raw = np.asarray(logits, dtype=np.float32)
+                processed = processed_logits(raw, tokens, len(prompt), config)
+                for prefix, distribution in (("", raw), ("processed_", processed)):
+                    assert report_at(result, prefix, row, i) == report(distribution, config.top_logprobs), (number, row)
                 tokens.append(token)
             if reason == "error":
                 left = edited(np.array(logits, dtype=np.float32), tokens, len(prompt), config)
@@ -625,25 +639,34 @@ ALIVE = {
     "stop_token_ids": ({}, list(range(60))),
     "seed": ({}, 1),
     "use_cache": ({}, False),
+    "speculate": (REPEATS, "ngram"),
+    "max_draft_tokens": (REPEATS | {"speculate": "ngram"}, 1),
     "stop": ({}, [chr(33 + token) for token in range(60)]),
     "include_stop": ({"stop": [chr(33 + token) for token in range(60)]}, True),
     "stop_at": ({}, "function"),
     "stop_on_repetition": (REPEATS | {"repetition_min_tokens": 4}, 2),
     "repetition_min_tokens": (REPEATS | {"stop_on_repetition": 2}, 4),
     "trim_repetition": (REPEATS | {"stop_on_repetition": 2, "repetition_min_tokens": 4}, True),
+    "top_logprobs": ({}, 3),
+    "top_logprobs_mode": ({"top_logprobs": 3, "temperature": 0.5}, "processed"),
+    "prompt_logprobs": ({}, True),
+    "entropy": ({}, True),
 }
 
 
 def observed(**options):
     model = tiny_model()
     config = GenerationConfig(**(NEUTRAL | {"max_new_tokens": 12, "seed": 0, "num_return_sequences": 4} | options))
-    with Generation(model, [5, 6, 5, 7, 6], config=config, want_logprobs=True, tokenizer=LETTERS) as generation:
+    keywords = {"config": config, "want_logprobs": True, "tokenizer": LETTERS, "always_drafts": True}
+    with Generation(model, [5, 6, 5, 7, 6], **keywords) as generation:
         while generation.advance():
             pass
-        computed = generation._engine.counters()["num_computed_tokens"]
+        counters = generation._engine.counters()
     result = generation.result()
     numbers = [result.sequences, result.logprobs.nan_to_num(), result.processed_logprobs.nan_to_num()]
-    return [n.tolist() for n in numbers], computed
+    told = [result.top_logprobs, result.top_logprob_ids, result.entropies, result.prompt_logprobs]
+    numbers += [torch.zeros(0) if n is None else n.nan_to_num() for n in told]
+    return [n.tolist() for n in numbers], counters["num_computed_tokens"], counters["num_steps"]
 
 
 @pytest.mark.parametrize("option", ALIVE)
@@ -653,6 +676,8 @@ def test_every_option_is_alive(option):
     if option == "use_cache":
         assert base[0][0] == changed[0][0]  # the same tokens, but every prefix computed again
         assert changed[1] == 4 * sum(range(5, 17)) > 2 * base[1]
+    elif option in ("speculate", "max_draft_tokens"):
+        assert base[0] == changed[0] and base[2] != changed[2]  # the same result in another number of steps
     else:
         assert base[0] != changed[0]
 

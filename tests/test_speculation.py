@@ -128,3 +128,219 @@ def test_random_configurations_on_every_instruction_set(isa, monkeypatch):
     monkeypatch.setenv("DEMIURGIC_KERNELS", isa)
     counts = [check_random(number) for number in range(1000, 1020)]
     assert sum(accepted for _, accepted in counts) > 0
+
+
+# ---- drafts: how many, where from, at what price ---------------------------------------------------------------------
+
+CYCLE = [5, 6, 7, 8] * 5
+
+
+def cyclic_model():
+    """After each token comes the next of a cycle of four, almost surely."""
+    table = torch.full((VOCAB, VOCAB), -20.0)
+    for token in range(VOCAB):
+        table[token, 5 + (token - 4) % 4] = 20.0
+    return table_model(table)
+
+
+def test_drafts_that_come_save_steps():
+    options = {"max_new_tokens": 64, "do_sample": False}
+    expected, plain = run(cyclic_model(), [CYCLE], options)
+    result, counters = run(cyclic_model(), [CYCLE], options, speculate="ngram", max_draft_tokens=7)
+    check_same(result, expected)
+    # The prompt gives the first token, each step after it 8, and the last what is left: 7, by 6 drafts.
+    assert (plain["num_steps"], counters["num_steps"]) == (64, 1 + 8)
+    assert (result.drafted, result.accepted) == ([7 * 7 + 6], [7 * 7 + 6])
+    assert counters["num_computed_tokens"] == plain["num_computed_tokens"] == 20 + 63
+
+
+def test_refused_drafts_are_computed_and_counted():
+    """A draft model of which each guess is wrong."""
+    wrong = table_model(torch.roll(torch.eye(VOCAB) * 30, 9, dims=1))
+    options = {"max_new_tokens": 10, "do_sample": False}
+    expected, plain = run(cyclic_model(), [CYCLE], options)
+    result, counters = run(cyclic_model(), [CYCLE], options, draft_model=wrong, max_draft_tokens=3)
+    check_same(result, expected)
+    # After the first token 9 come one by one; the drafts do not go past the last token that is looked at.
+    assert (result.drafted, result.accepted) == ([3 * 6 + 2 + 1 + 0], [0])
+    assert counters["num_computed_tokens"] == plain["num_computed_tokens"] + 21
+    assert counters["num_steps"] == plain["num_steps"] == 10
+
+
+@pytest.mark.parametrize("most", [1, 4, 16])
+def test_a_step_has_no_more_drafts_than_it_may(most):
+    result, counters = run(
+        cyclic_model(), [CYCLE] * 3, {"max_new_tokens": 40, "do_sample": False},
+        limits={"max_step_tokens": 9}, speculate="ngram", max_draft_tokens=most,
+    )  # fmt: skip
+    assert max(result.accepted) > 0
+    assert counters["num_computed_tokens"] <= 9 * counters["num_steps"]
+
+
+def test_the_clock_decides_how_many_but_not_what_comes():
+    """Twice the same call without `always`: the tokens are the same, and where all drafts come there are some."""
+    model, options = cyclic_model(), {"max_new_tokens": 400, "seed": 3}
+    expected, _ = run(model, [CYCLE], options)
+    for _ in range(2):
+        result, _ = run(model, [CYCLE], options, always=False, speculate="ngram")
+        check_same(result, expected)
+        assert result.accepted[0] > 50
+
+
+def test_nobody_is_preempted_for_a_draft():
+    """Two rows that come to need three blocks each, in a cache of four."""
+    options = {"max_new_tokens": 30, "do_sample": False}
+    expected, plain = run(model(), [CYCLE[:15]] * 2, options, limits={"cache_bytes": 4 * BLOCK_BYTES})
+    result, drafted = run(
+        model(),
+        [CYCLE[:15]] * 2,
+        options,
+        limits={"cache_bytes": 4 * BLOCK_BYTES},
+        speculate="ngram",
+        max_draft_tokens=128,
+    )
+    check_same(result, expected)
+    assert drafted["num_preemptions"] <= plain["num_preemptions"] == 1
+
+
+def test_a_draft_model_takes_what_the_cache_leaves():
+    """With no room for its cache it brings no drafts; with some, it does. Never more than `cache_bytes`."""
+    options = {"max_new_tokens": 20, "seed": 1}
+    expected, plain = run(model(), [CYCLE], options)
+    drafted = []
+    for room in (0, plain["cache_bytes"]):
+        limits = {"cache_bytes": plain["cache_bytes"] + room}
+        result, counters = run(model(), [CYCLE], options, limits=limits, draft_model=model())
+        check_same(result, expected)
+        assert counters["cache_bytes"] <= limits["cache_bytes"]
+        drafted.append(result.drafted[0])
+    assert drafted[0] == 0 < drafted[1]
+
+
+def test_copies_calls_and_draft_models_share_an_engine():
+    """Calls with and without drafts, of two draft models, under way together; one is cancelled."""
+    configs = [
+        ({"seed": 1, "num_return_sequences": 3}, {}),
+        ({"seed": 2, "num_return_sequences": 2}, {"draft_model": drafting_models()[1]}),
+        ({"seed": 3, "repetition_penalty": 1.2}, {"draft_model": drafting_models()[2]}),
+        ({"seed": 4, "speculate": "ngram"}, {}),
+        ({"seed": 5, "speculate": "ngram"}, {}),
+    ]
+    generations = [
+        Generation(
+            model(), [CYCLE, [1, 2]], config=GenerationConfig(max_new_tokens=30, **options), want_logprobs=True,
+            always_drafts=True, **keywords,
+        )
+        for options, keywords in configs
+    ]  # fmt: skip
+    assert len({generation._engine for generation in generations}) == 1
+    generations[-1].advance()
+    generations[-1].__exit__()
+    under_way = list(generations)
+    while under_way:
+        under_way = [generation for generation in under_way if generation.advance()]
+    for generation, (options, _) in zip(generations[:-1], configs[:-1], strict=True):
+        plain = {name: value for name, value in options.items() if name != "speculate"}
+        check_same(generation.result(), run(model(), [CYCLE, [1, 2]], {"max_new_tokens": 30} | plain)[0])
+    assert generations[0]._engine.counters()["num_used_blocks"] == 0
+
+
+def test_threads_that_speculate_and_cancel():
+    expected = {seed: run(model(), [CYCLE], {"max_new_tokens": 40, "seed": seed})[0] for seed in range(6)}
+    problems = []
+
+    def work(seed):
+        try:
+            config = GenerationConfig(max_new_tokens=40, seed=seed, **({"speculate": "ngram"} if seed % 2 else {}))
+            drafts = {} if seed % 2 else {"draft_model": drafting_models()[1]}
+            generation = Generation(model(), [CYCLE], config=config, want_logprobs=True, always_drafts=True, **drafts)
+            with generation:
+                while generation.advance():
+                    if seed == 5 and len(generation.tokens(0)) > 10:
+                        return
+            check_same(generation.result(), expected[seed])
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,), daemon=True) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads) and problems == []
+
+
+# ---- beside other parts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [1, 4])
+def test_an_error_comes_at_the_same_token(bad):
+    """The embedding of one token is NaN: the row ends where its logits are asked for, not where a draft was."""
+    poisoned = copy.deepcopy(cyclic_model())
+    with torch.no_grad():
+        poisoned.model.embed_tokens.weight[5 + bad % 4] = torch.nan
+    prompt = [6, 7, 8, 5, 6] if bad == 4 else [5, 7, 8, 5]
+    prompt = [token for token in prompt if token != 5 + bad % 4]
+    options = {"max_new_tokens": 20, "do_sample": False}
+    expected, _ = run(poisoned, [prompt, [1]], options)
+    assert "error" in expected.finish_reasons
+    for speculation in ({"speculate": "ngram"}, {"draft_model": cyclic_model()}):
+        check_same(run(poisoned, [prompt, [1]], options, **speculation)[0], expected)
+
+
+def test_a_stream_gives_every_token_once():
+    options = {"max_new_tokens": 40, "seed": 3, "speculate": "ngram"}
+    events = list(model().stream([CYCLE], **options))
+    assert [token for event in events for token in event.token_ids] == run(model(), [CYCLE], options)[0].completions[0]
+
+
+def test_hooks_see_accepted_tokens_only():
+    """A processor is shown each prefix once, in order, and its scores; what it does counts."""
+    seen: list[list[list[int]]] = []
+
+    def processor(ids, scores):
+        seen[-1].append(ids[0].tolist())
+        scores[:, 5] -= 2.0 * (ids == 5).sum(-1)
+        return scores
+
+    outputs = []
+    for speculation in ({}, {"speculate": "ngram"}, {"draft_model": model()}):
+        seen.append([])
+        options = {"max_new_tokens": 40, "seed": 3, "return_dict_in_generate": True}
+        outputs.append(generate(model(), [CYCLE], logits_processor=[processor], **options, **speculation))
+    for output in outputs[1:]:
+        check_same(output, outputs[0])
+    assert seen[0] == seen[1] == seen[2] and len(seen[0]) == 40
+
+
+def test_numbers_told_of_every_position():
+    told = {"top_logprobs": 3, "top_logprobs_mode": "both", "entropy": True, "prompt_logprobs": True}
+    options = {"max_new_tokens": 30, "seed": 2, "num_return_sequences": 2} | told
+    expected, _ = run(model(), [CYCLE, [3]], options)
+    for speculation in ({"speculate": "ngram"}, {"draft_model": drafting_models()[1]}):
+        result, _ = run(model(), [CYCLE, [3]], options, **speculation)
+        check_same(result, expected)
+        assert sum(result.accepted) > 0
+        for name in ("top_logprobs", "top_logprob_ids", "processed_top_logprobs", "entropies", "prompt_logprobs"):
+            assert torch.equal(getattr(result, name).nan_to_num(7), getattr(expected, name).nan_to_num(7)), name
+
+
+def test_the_repetition_guard_ends_at_the_same_token():
+    options = {"max_new_tokens": 200, "do_sample": False, "stop_on_repetition": 3, "repetition_min_tokens": 12}
+    for trim in (False, True):
+        expected, _ = run(cyclic_model(), [[9, 5]], options | {"trim_repetition": trim})
+        result, _ = run(cyclic_model(), [[9, 5]], options | {"trim_repetition": trim}, speculate="ngram")
+        assert expected.finish_reasons == ["repetition"] and result.accepted[0] > 0
+        check_same(result, expected)
+
+
+def test_generate_takes_a_draft_model():
+    plain = generate(model(), [CYCLE], max_new_tokens=30, seed=1)
+    assert torch.equal(generate(model(), [CYCLE], max_new_tokens=30, seed=1, draft_model=drafting_models()[1]), plain)
+    assert torch.equal(model().generate([CYCLE], 30, seed=1, draft_model=model(), max_draft_tokens=2), plain)
+
+
+def test_a_row_that_ends_in_an_error_raises_as_without():
+    broken = fixed_logits_model([1.0, float("nan"), 0.0])
+    with pytest.raises(GenerationError, match="Row 0 ended in an error: The model gave logits"):
+        generate(broken, [0, 1, 0, 1], seed=0, speculate="ngram")

@@ -172,13 +172,17 @@ at::Tensor scaled(const at::Tensor& a, const at::Tensor& b, int bits) {
     return a.floor_divide(unit) * b + (a.remainder(unit) * b).floor_divide(unit);
 }
 
+// In nats, [R, 1].
+at::Tensor entropy_of(const Distribution& d, const at::Tensor& surprise) {
+    const at::Tensor probability = d.exponentials / d.scale;
+    const at::Tensor terms = at::where(d.masses > 0, probability * surprise, at::zeros_like(surprise));
+    return masses_of(terms).sum(-1, true).to(at::kFloat) * (1.0f / kMassUnit);
+}
+
 // |surprise - entropy| of every token; infinite for forbidden ones.
 at::Tensor distance_from_typical(const Distribution& d) {
     const at::Tensor surprise = -d.log_probabilities();
-    const at::Tensor probability = d.exponentials / d.scale;
-    const at::Tensor terms = at::where(d.masses > 0, probability * surprise, at::zeros_like(surprise));
-    const at::Tensor entropy = masses_of(terms).sum(-1, true).to(at::kFloat) * (1.0f / kMassUnit);
-    return (surprise - entropy).abs();
+    return (surprise - entropy_of(d, surprise)).abs();
 }
 
 // Keeps tokens from the first in order until their mass reaches p; ties in order of id. For top_p the order is by logit, for
@@ -230,6 +234,53 @@ at::Tensor filter(at::Tensor logits, const Options& options) {
     return logits;
 }
 
+// Which rows want a report, null where one does not.
+struct Reports {
+    explicit Reports(const std::vector<SampleRow>& rows) {
+        for (const SampleRow& row : rows) {
+            raw.push_back(row.raw);
+            processed.push_back(row.processed);
+            any_raw |= row.raw != nullptr;
+            any_processed |= row.processed != nullptr;
+        }
+    }
+
+    std::vector<const Report*> raw, processed;  // [R]
+    bool any_raw = false, any_processed = false;
+};
+
+// Fills the reports of the rows that have one, of the distribution `d` of `logits` [R, V].
+void write_reports(const at::Tensor& logits, const Distribution& d, const std::vector<const Report*>& reports) {
+    int64_t most = 0;
+    bool want_entropy = false;
+    for (const Report* report : reports) {
+        if (!report) continue;
+        most = std::max(most, report->num_top);
+        want_entropy |= report->entropy != nullptr;
+    }
+    at::Tensor entropies, ids, values, logprobs;
+    if (want_entropy) entropies = entropy_of(d, -d.log_probabilities()).to(at::kCPU);
+    const int64_t listed = std::min(most, logits.size(1));
+    if (listed > 0) {
+        ids = std::get<1>(at::sort(-logits, /*stable=*/true, -1, /*descending=*/false)).narrow(-1, 0, listed);
+        values = logits.gather(-1, ids).to(at::kCPU);
+        logprobs = (d.shifted.gather(-1, ids) - log_positive(d.scale)).to(at::kCPU);
+        ids = ids.to(at::kCPU).contiguous();
+    }
+    for (size_t row = 0; row < reports.size(); ++row) {
+        const Report* report = reports[row];
+        if (!report) continue;
+        if (report->entropy) *report->entropy = entropies.const_data_ptr<float>()[row];
+        for (int64_t i = 0; i < report->num_top; ++i) {
+            const size_t place = row * static_cast<size_t>(listed) + static_cast<size_t>(i);
+            const bool is_left = i < listed && values.const_data_ptr<float>()[place] > -kInfinity;
+            report->ids[i] = is_left ? ids.const_data_ptr<int64_t>()[place] : -1;
+            report->logprobs[i] =
+                is_left ? logprobs.const_data_ptr<float>()[place] : std::numeric_limits<float>::quiet_NaN();
+        }
+    }
+}
+
 at::Tensor is_not_finite(const at::Tensor& logits) { return logits.isnan().logical_or(logits == kInfinity).any(-1); }
 
 // Most logits at a time in reference_log_probability, whose intermediate tensors are several times as large. Rows are
@@ -265,19 +316,23 @@ void reference_sample(Context&, const SampleArgs& args) {
     const at::Tensor overflow = at::amax(logits, -1).abs() == kInfinity;
     if (options.any_sampled) logits = filter(logits, options);
     at::Tensor logprob, processed_logprob;
-    if (options.any_sampled || args.want_logprobs) {
+    const Reports reports(args.rows);
+    if (options.any_sampled || args.want_logprobs || reports.any_processed) {
         const Distribution processed(logits);
         if (options.any_sampled) token = at::where(options.greedy, token, draw(processed, options.random));
-        if (args.want_logprobs) {
-            logprob = Distribution(args.logits).log_probability(token).to(at::kCPU);
-            processed_logprob = processed.log_probability(token).to(at::kCPU);
-        }
+        if (args.want_logprobs) processed_logprob = processed.log_probability(token).to(at::kCPU);
+        if (reports.any_processed) write_reports(logits, processed, reports.processed);
+    }
+    if (args.want_logprobs || reports.any_raw) {
+        const Distribution raw(args.logits);
+        if (args.want_logprobs) logprob = raw.log_probability(token).to(at::kCPU);
+        if (reports.any_raw) write_reports(args.logits, raw, reports.raw);
     }
     token = at::where(overflow, at::full_like(token, kOverflow), token);
     token = at::where(nothing_allowed, at::full_like(token, kNothingAllowed), token);
     token = at::where(is_not_finite(args.logits), at::full_like(token, kNotFinite), token).to(at::kCPU);
     for (size_t row = 0; row < args.rows.size(); ++row) {
-        args.samples[row] = {token.const_data_ptr<int64_t>()[row], 0, 0};
+        args.samples[row] = {token.const_data_ptr<int64_t>()[row], 0, 0, args.rows[row].raw, args.rows[row].processed};
         if (!args.want_logprobs) continue;
         args.samples[row].logprob = logprob.const_data_ptr<float>()[row];
         args.samples[row].processed_logprob = processed_logprob.const_data_ptr<float>()[row];

@@ -33,6 +33,14 @@ struct TokenEdit {
     uint8_t bans = 0;      // becomes -inf, for reasons that are the sequence's business; 0: does not
 };
 
+// What is wanted of a distribution beside the token, and where it goes. Written only where a token is chosen.
+struct Report {
+    int64_t num_top;  // so many of the most likely tokens, the most likely first, the lowest id on ties
+    int64_t* ids;     // [num_top]; -1 where fewer tokens are left, those above -inf
+    float* logprobs;  // [num_top]; nan there
+    float* entropy;   // in nats; null: not wanted
+};
+
 // How to choose a token from one row of logits. V: vocabulary. Off values: temperature 1, top_k V, nucleus 2^30, min_p 0.
 struct SampleRow {
     const TokenEdit* edits;  // [num_edits], of distinct tokens; those outside the vocabulary mean nothing
@@ -44,12 +52,16 @@ struct SampleRow {
     bool typical;     // nucleus is typical_p
     float min_p;
     uint64_t random;
+    const Report* raw = nullptr;        // of the model's logits; null: nothing is wanted
+    const Report* processed = nullptr;  // of what the options left
 };
 
 struct Sample {
-    int64_t token;            // one of the codes below where there is none
-    float logprob;            // by the model's logits; where it is wanted
-    float processed_logprob;  // by what the options left; where it is wanted
+    int64_t token;                // one of the codes below where there is none
+    float logprob;                // by the model's logits; where it is wanted
+    float processed_logprob;      // by what the options left; where it is wanted
+    const Report* raw = nullptr;  // those of the SampleRow
+    const Report* processed = nullptr;
 };
 
 // What stands for a token where none can be chosen.

@@ -38,6 +38,10 @@ class _AllButMaxNewTokens(TypedDict, total=False):
     stop_on_repetition: int | None
     repetition_min_tokens: int
     trim_repetition: bool
+    top_logprobs: int | None
+    top_logprobs_mode: str
+    prompt_logprobs: bool
+    entropy: bool
 
 class _Options(_AllButMaxNewTokens, total=False):
     max_new_tokens: int | None
@@ -82,6 +86,10 @@ class GenerationConfig:
     stop_on_repetition: int | None
     repetition_min_tokens: int
     trim_repetition: bool
+    top_logprobs: int | None
+    top_logprobs_mode: str
+    prompt_logprobs: bool
+    entropy: bool
 
     def __init__(self, **options: Unpack[_Options]) -> None: ...
     def __eq__(self, other: object) -> bool: ...
@@ -240,12 +248,18 @@ class Call:
         """The stop string, the value of stop_at or the stop id that has ended a row; else None."""
     def error(self, row: int) -> str:
         """The message where the finish reason is error, else an empty string."""
-    def logprobs(self, row: int) -> list[float]:
-        """Natural logs of the generated ids' probabilities by the model; empty unless they were asked for."""
-    def processed_logprobs(self, row: int) -> list[float]:
+    def logprobs(self, row: int, start: int = 0) -> list[float]:
+        """Natural logs of the probabilities of the generated ids from the start-th on by the model; empty unless they
+        were asked for."""
+    def processed_logprobs(self, row: int, start: int = 0) -> list[float]:
         """The same by what the options left of the distribution."""
     def drafts(self, row: int) -> tuple[int, int]:
         """How many drafts of a row's tokens were verified, and how many of them were accepted."""
+    def prompt_logprobs(self, row: int) -> list[float]:
+        """Of the prompt's tokens but the first; empty unless they were asked for and are all known."""
+    def reports(self, row: int, processed: bool, start: int = 0) -> tuple[list[int], list[float], list[float]]:
+        """Of the distributions at the generated ids from the start-th on: the top ids and their log-probabilities, k
+        after k, and the entropies; each empty unless it was asked for."""
     def timings(self) -> dict[str, float]:
         """Seconds in steps with prompt tokens of this call (prefill) and in its other steps (decode)."""
 

@@ -20,10 +20,13 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
         get_100m_config,
         get_350m_config,
     )
+    from demiurgic.display import show
     from demiurgic.engine import generate, score
+    from demiurgic.html_view import HtmlView, html_view
     from demiurgic.loading import load
     from demiurgic.model import DemiurgicForCausalLM, DemiurgicModel, DemiurgicPreTrainedModel
     from demiurgic.output import GenerationError, GenerationOutput, ScoreError
+    from demiurgic.streaming import Stream, StreamEvent, stream
     from demiurgic.text import CODE_STOPS
 
     __all__ = [
@@ -43,8 +46,14 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
         "GenerationError",
         "GenerationOutput",
         "ScoreError",
+        "HtmlView",
         "generate",
+        "html_view",
         "load",
         "options",
         "score",
+        "show",
+        "Stream",
+        "StreamEvent",
+        "stream",
     ]

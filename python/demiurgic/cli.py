@@ -13,7 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,12 +26,13 @@ from rich.text import Text
 
 from demiurgic import _C, __version__
 from demiurgic import info as installation
-from demiurgic.cli_options import DEFAULTS, OPTIONS, preset_named, read_options, with_options
+from demiurgic.cli_options import DEFAULTS, OPTIONS, flag_name, preset_named, read_options, with_options
 from demiurgic.engine import Generation
 from demiurgic.loading import SHIPPED_MODELS, load, model_folder
 from demiurgic.model import DemiurgicForCausalLM
-from demiurgic.output import GenerationOutput
-from demiurgic.text_stream import TextStream
+from demiurgic.output import GenerationError, GenerationOutput
+from demiurgic.printable import printable
+from demiurgic.streaming import Stream, known_or_none
 from demiurgic.tokenizer import Tokenizer
 
 app = typer.Typer(
@@ -210,11 +211,13 @@ def _within_context(config: _C.GenerationConfig, room: int) -> _C.GenerationConf
 
 def _run(job: _Job, as_json: bool) -> None:
     """Generates and prints; Ctrl-C ends the generation, and what there is by then is printed all the same."""
+    if not as_json:
+        _refuse_what_a_text_cannot_show(job.config)
     rows = job.config.num_return_sequences
     streaming = rows == 1 and not as_json
     interrupted = False
     # Text is cut where it has to be; what only passes through may have any tokenizer.
-    tokenizer = job.tokenizer if job.config.stop or job.config.stop_at else None
+    tokenizer = job.tokenizer if job.config.stop or job.config.stop_at else known_or_none(job.tokenizer)
     with Generation(job.model, [job.ids], config=job.config, tokenizer=tokenizer) as generation:
         try:
             if streaming:
@@ -239,21 +242,19 @@ def _run(job: _Job, as_json: bool) -> None:
         print(_dim(_summary(result, 0, speed=True), sys.stderr), file=sys.stderr)
 
 
+def _refuse_what_a_text_cannot_show(config: _C.GenerationConfig) -> None:
+    for name in ("top_logprobs", "prompt_logprobs", "entropy"):
+        if getattr(config, name):
+            raise ValueError(f"{flag_name(name)} asks for numbers, which are printed with --json only; add --json.")
+
+
 def _stream(generation: Generation, job: _Job) -> None:
     """Prints prompt, completion as it comes and suffix; on a terminal the given text is dim."""
-    tokens, shown, stream = 0, 0, TextStream(job.tokenizer)
     last = _write(job.prompt, given=True)
     try:
-        under_way = True
-        while under_way:
-            under_way = generation.advance()
-            new = generation.tokens(0, tokens)[: generation.settled(0)[0] - tokens]
-            tokens += len(new)
-            text = stream.feed(new)
-            shown += len(text)
-            last = _write(text) or last
-        texts = generation.result().texts
-        last = _write(stream.end() if texts is None else texts[0][shown:]) or last
+        with suppress(GenerationError):  # _run tells the errors of rows
+            for event in Stream(generation, job.tokenizer):
+                last = _write(event.text or "") or last
         last = _write(job.suffix or "", given=True) or last
     finally:
         if sys.stdout.isatty() and not last.endswith("\n"):
@@ -292,10 +293,6 @@ def _show_progress(generation: Generation, job: _Job) -> None:
 
 # ---- what is printed ------------------------------------------------------------------------------------------------
 
-# Control characters could change the terminal's state; shown are their pictures.
-_VISIBLE = {c: 0x2400 + c for c in range(32) if chr(c) not in "\t\n"} | {0x7F: 0x2421}
-_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-
 
 def _prepare_output() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -308,7 +305,7 @@ def _prepare_output() -> None:
 def _write(text: str, given: bool = False) -> str:
     """Puts text on standard output at once: as it is, or made safe for a terminal, dim if it is the user's own."""
     if sys.stdout.isatty():
-        shown = text.translate(_VISIBLE)
+        shown = printable(text)
         sys.stdout.write(_dim(shown, sys.stdout) if given and text else shown)
     else:
         sys.stdout.write(text)
@@ -364,7 +361,28 @@ def _report(job: _Job, result: GenerationOutput) -> dict[str, Any]:
         "completion_tokens": result.lengths,
         "seeds": result.seeds,
         "timings": result.timings,
+        **_numbers(result),
     }
+
+
+def _numbers(result: GenerationOutput) -> dict[str, Any]:
+    """What top_logprobs, entropy and prompt_logprobs tell, each row as long as it is; null for nan."""
+    fields: dict[str, Any] = {}
+    for prefix in ("", "processed_"):
+        for name in ("top_logprobs", "top_logprob_ids", "entropies"):
+            values = getattr(result, prefix + name)
+            if values is not None:
+                rows = zip(values.tolist(), result.lengths, strict=True)
+                fields[prefix + name] = [_without_nan(row[:length]) for row, length in rows]
+    if result.prompt_logprobs is not None:
+        fields["prompt_logprobs"] = _without_nan(result.prompt_logprobs.tolist())
+    return fields
+
+
+def _without_nan(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_without_nan(value) for value in values]
+    return None if values != values else values
 
 
 # ---- the other commands ---------------------------------------------------------------------------------------------

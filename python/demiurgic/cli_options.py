@@ -101,7 +101,7 @@ def _value(option: dict[str, Any], given: str | list[str] | bool) -> Any:
         return text
     try:
         if isinstance(given, str):
-            return float(text) if "float" in kinds else int(text)
+            return text if kinds == ["str"] else float(text) if "float" in kinds else int(text)
         items = text.strip().removeprefix("[").removesuffix("]").split(",")
         items = [] if items == [""] else items
         if "dict[int, float]" in kinds:

@@ -17,16 +17,18 @@ from demiurgic.auto_length import auto_lengths, take_auto_length
 from demiurgic.caller import warn_caller
 from demiurgic.hooks import Hooks, hooks_in
 from demiurgic.live_weights import live_weights, unwrap
-from demiurgic.output import GenerationError, GenerationOutput, ScoreError
+from demiurgic.output import GenerationOutput, ScoreError
 from demiurgic.progress import ProgressBar
 from demiurgic.prompts import Prompts, read_prompts
+from demiurgic.reports import event_numbers, read_prompt_logprobs, read_reports, refuse_unreturned
 from demiurgic.stock_classes import Surroundings
 from demiurgic.stock_criteria import named_eos
 from demiurgic.stock_hooks import take_over
+from demiurgic.streamer import StreamerFeed, check_streamer
 from demiurgic.token_bytes import token_bytes
 
-_DEFAULT_MAX_RUNNING = 256
-_DEFAULT_STEP_TOKENS = 512
+DEFAULT_MAX_RUNNING = 256
+DEFAULT_STEP_TOKENS = 512
 
 
 def generate(
@@ -39,9 +41,10 @@ def generate(
     logits_processor: Any = None,
     stopping_criteria: Any = None,
     progress: bool = False,
-    max_running: int = _DEFAULT_MAX_RUNNING,
+    streamer: Any = None,
+    max_running: int = DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
-    max_step_tokens: int = _DEFAULT_STEP_TOKENS,
+    max_step_tokens: int = DEFAULT_STEP_TOKENS,
     draft_model: nn.Module | None = None,
     tokenizer: Any = None,
     **options: Any,
@@ -69,13 +72,14 @@ def generate(
             finish reason stop. Hooks run without gradients, on any thread that generates with this model.
         progress: show a bar of finished rows and tokens a second on standard error or in the notebook; nothing is shown
             where standard error is no terminal.
+        streamer: an object with Hugging Face's protocol for streams, as its TextStreamer: it gets the prompt, then each
+            token, by `put`, and `end()` when the generation ends, also by an exception. For one row only.
         max_running: most rows that are computed at a time, 1 or more; the others wait.
         cache_bytes: most memory of the key/value cache in bytes. None: nine tenths of what is free on the device.
         max_step_tokens: most prompt tokens computed at a time, 1 or more; longer prompts go in chunks.
         draft_model: a smaller DemiurgicForCausalLM with the same vocabulary on the same device, which guesses the next
-            tokens (speculative decoding; Leviathan et al., 2023). Right guesses save steps of `model`; the result is the
-            same, whatever it guesses. Its own cache takes what `cache_bytes` leaves.
-        options: any option of GenerationConfig by name.
+            tokens (speculative decoding; Leviathan et al., 2023). Right guesses save steps of `model`; the result is
+            the same, whatever it guesses. Its own cache takes what `cache_bytes` leaves.
         tokenizer: the model's, for `texts` of the result and for the options that look at text (stop, stop_at,
             max_new_tokens="auto"): this package's, a tokenizers.Tokenizer, a fast one of transformers or a
             tiktoken.Encoding. What is known of its tokens is made once for each tokenizer object.
@@ -99,11 +103,14 @@ def generate(
     _check_flag("return_dict_in_generate", return_dict_in_generate)
     _check_flag("progress", progress)
     auto_length = take_auto_length(options)
+    config = merged(generation_config, options)
+    if not return_dict_in_generate:
+        refuse_unreturned(config)
     generation = Generation(
         model,
         input_ids,
         attention_mask,
-        config=merged(generation_config, options),
+        config=config,
         given=given_names(generation_config, options),
         logits_processor=logits_processor,
         stopping_criteria=stopping_criteria,
@@ -114,16 +121,16 @@ def generate(
         cache_bytes=cache_bytes,
         max_step_tokens=max_step_tokens,
         draft_model=draft_model,
+        streamer=streamer,
     )
-    with generation, ProgressBar(generation, progress) as bar:
+    with generation, ProgressBar(generation, progress) as bar, StreamerFeed(generation, streamer) as feed:
         while generation.advance():
             bar.update()
+            feed.update()
     result = generation.result()
     if return_dict_in_generate:
         return result
-    for row, error in enumerate(result.errors):
-        if error is not None:
-            raise GenerationError(f"Row {row} ended in an error: {error}", result)
+    result.raise_errors()
     return result.sequences
 
 
@@ -132,9 +139,9 @@ def score(
     input_ids: Any,
     attention_mask: Any = None,
     *,
-    max_running: int = _DEFAULT_MAX_RUNNING,
+    max_running: int = DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
-    max_step_tokens: int = _DEFAULT_STEP_TOKENS,
+    max_step_tokens: int = DEFAULT_STEP_TOKENS,
 ) -> Tensor:
     """How probable `model` finds given tokens, with the weights that it has now.
 
@@ -218,9 +225,10 @@ class Generation:
         logits_processor: Any = None,
         stopping_criteria: Any = None,
         want_logprobs: bool = False,
-        max_running: int = _DEFAULT_MAX_RUNNING,
+        max_running: int = DEFAULT_MAX_RUNNING,
         cache_bytes: int | None = None,
-        max_step_tokens: int = _DEFAULT_STEP_TOKENS,
+        max_step_tokens: int = DEFAULT_STEP_TOKENS,
+        streamer: Any = None,
         draft_model: nn.Module | None = None,
         always_drafts: bool = False,
         tokenizer: Any = None,
@@ -235,7 +243,9 @@ class Generation:
         around = _surroundings(config, given, self.prompts, module.config)._replace(tokenizer=tokenizer)
         taken = take_over(processors, criteria, around)
         config = config.replace(**taken.options)
+        self._config = config
         self.copies: int = config.num_return_sequences
+        check_streamer(streamer, num_rows=len(self.prompts.ids) * self.copies)
         self._pad = _padding_id(config)
         self._want_logprobs = want_logprobs
         self._engine = _engine_for(module, live_weights(module), cache_bytes, max_step_tokens)
@@ -293,11 +303,36 @@ class Generation:
         """none while the row is under way, else eos | stop | length | repetition | error | cancelled."""
         return self._call.finish_reason(row)
 
+    def stop_reason(self, row: int) -> str | int | None:
+        """The stop string, the value of stop_at or the stop id that ended the row."""
+        return self._call.stopped_by(row)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a tokenizer whose bytes are known, and so `text`."""
+        return self._token_bytes is not None
+
+    def error(self, row: int) -> str | None:
+        """The message where the row ended in an error."""
+        return self._call.error(row) or None
+
+    def timings(self) -> dict[str, float]:
+        """Seconds so far: prefill and decode."""
+        return self._call.timings()
+
+    def numbers(self, row: int, start: int, count: int) -> dict[str, Any]:
+        """Log-probabilities, and what else the options ask for, of `count` generated tokens from the `start`-th on."""
+        return event_numbers(self._call, self._config, row, start, count)
+
+    def cancel(self) -> None:
+        """Ends the rows that are under way."""
+        self._call.cancel()
+
     def __enter__(self) -> Generation:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._call.cancel()
+        self.cancel()
 
     def result(self) -> GenerationOutput:
         """What has been generated; to be asked once the call is finished or cancelled."""
@@ -326,11 +361,18 @@ class Generation:
             accepted=[self._call.drafts(row)[1] for row in rows],
             timings={**timings, "tokens_per_second": sum(lengths) / seconds if seconds else 0.0},
             texts=None if self._token_bytes is None else [self._text(row) for row in rows],
-            stop_reasons=[self._call.stopped_by(row) for row in rows],
+            stop_reasons=[self.stop_reason(row) for row in rows],
+            prompt_logprobs=self._prompt_logprobs(prompts),
+            **read_reports(self._call, self._config, new, self._device),
         )
 
     def _text(self, row: int) -> str:
         return self._call.text(row).decode("utf-8", errors="replace")
+
+    def _prompt_logprobs(self, prompts: list[list[int]]) -> Tensor | None:
+        if not self._config.prompt_logprobs:
+            return None
+        return read_prompt_logprobs(self._call, [len(p) for p in prompts], self.prompts.width, self._device)
 
     def _padded(self, values: list[list[float]], width: int) -> Tensor:
         """float32 [rows, width], nan after the end of each row."""
@@ -392,6 +434,7 @@ _KEYWORDS = (
     "return_dict_in_generate",
     "logits_processor",
     "stopping_criteria",
+    "streamer",
     "max_running",
     "cache_bytes",
     "max_step_tokens",

@@ -23,6 +23,8 @@ from demiurgic.rotary import rotary_frequencies
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on
 
+    from demiurgic.streaming import Stream
+
 KeyValue = tuple[Tensor, Tensor]  # rotated keys and values of one layer, each [B, kv, S, d]
 
 
@@ -582,6 +584,26 @@ class DemiurgicForCausalLM(DemiurgicPreTrainedModel):
         if max_new_tokens is not None:
             options["max_new_tokens"] = max_new_tokens
         return generate(self, input_ids, attention_mask, **options)
+
+    def stream(
+        self, input_ids: Any, max_new_tokens: int | None = None, *, attention_mask: Any = None, **options: Any
+    ) -> Stream:
+        """Continue prompts as `generate` does, token by token as they come: demiurgic.stream.
+
+        Args:
+            input_ids: integer [B, T] or [T], or a list of prompts of any lengths.
+            max_new_tokens: how many tokens to add at most; also positional.
+            attention_mask: [B, T], 1 where a token counts, 0 where it is padding at the row's edges.
+            options: any option of GenerationConfig by name, and those of demiurgic.stream; `tokenizer=` gives texts.
+
+        Returns:
+            An iterator over StreamEvent; breaking out of the loop ends the generation.
+        """
+        from demiurgic.streaming import stream
+
+        if max_new_tokens is not None:
+            options["max_new_tokens"] = max_new_tokens
+        return stream(self, input_ids, attention_mask, **options)
 
     def score(self, input_ids: Any, attention_mask: Any = None, **keywords: Any) -> Tensor:
         """Log-probabilities of given tokens by the C++ engine, with the weights as they are now: demiurgic.score.

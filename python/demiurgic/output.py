@@ -31,6 +31,16 @@ class GenerationOutput:
             character cut in half by the length for instance, become U+FFFD.
         stop_reasons: where the reason is stop, the stop string, the value of stop_at or the stop id that ended the row;
             else None.
+        top_logprobs: float32 [B * n, new, k] with the option `top_logprobs=k`: log-probabilities of the k most likely
+            tokens at each position, the most likely first, the lowest id on ties. nan after the end, and where fewer
+            than k tokens have a chance.
+        top_logprob_ids: int64 [B * n, new, k], their ids; -1 where top_logprobs is nan.
+        entropies: float32 [B * n, new] with `entropy=True`, in nats: -sum p ln p; nan after the end.
+        top_logprobs_mode: which distribution those three are of: "raw", the model's; "processed", what the options
+            left of it; "both", the model's, and the next three are of what the options left.
+        processed_top_logprobs, processed_top_logprob_ids, processed_entropies: the same with the mode "both".
+        prompt_logprobs: float32 [B * n, T] with `prompt_logprobs=True`, by the model's raw logits, the bits of `score`;
+            nan at padding, at each row's first token, and in rows that ended before their prompt was computed.
     """
 
     sequences: Tensor
@@ -47,6 +57,20 @@ class GenerationOutput:
     accepted: list[int] = field(default_factory=list)
     texts: list[str] | None = None
     stop_reasons: list[str | int | None] | None = None
+    top_logprobs: Tensor | None = None
+    top_logprob_ids: Tensor | None = None
+    entropies: Tensor | None = None
+    top_logprobs_mode: str = "raw"
+    processed_top_logprobs: Tensor | None = None
+    processed_top_logprob_ids: Tensor | None = None
+    processed_entropies: Tensor | None = None
+    prompt_logprobs: Tensor | None = None
+
+    def raise_errors(self) -> None:
+        """GenerationError of the first row that ended in an error, if there is one."""
+        for row, error in enumerate(self.errors):
+            if error is not None:
+                raise GenerationError(f"Row {row} ended in an error: {error}", self)
 
 
 class GenerationError(RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -14,6 +15,32 @@ class Decoder(Protocol):
     """What TextStream needs of a tokenizer."""
 
     def decode(self, ids: list[int]) -> Any: ...
+
+
+def decoder_of(tokenizer: Any, skip_special_tokens: bool = True) -> Decoder:
+    """What decodes ids with `tokenizer`, of ours or of another library: without special tokens, or with them.
+
+    Raises:
+        TypeError: it has no method `decode`.
+    """
+    if not callable(getattr(tokenizer, "decode", None)) or isinstance(tokenizer, bytes | type):
+        raise TypeError(
+            f"tokenizer is a {type(tokenizer).__name__}, but must have a method decode(ids), as that of "
+            "demiurgic.load has."
+        )
+    parameters = inspect.signature(tokenizer.decode).parameters
+    return _Told(tokenizer, skip_special_tokens) if "skip_special_tokens" in parameters else tokenizer
+
+
+class _Told:
+    """A tokenizer that is told what to do with special tokens."""
+
+    def __init__(self, tokenizer: Any, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+
+    def decode(self, ids: list[int]) -> Any:
+        return self._tokenizer.decode(ids, skip_special_tokens=self._skip)
 
 
 class TextStream:

@@ -270,6 +270,21 @@ void numbers_are_rounded_to_the_nearest() {
     }
 }
 
+// Memory for a Report, and what was written there: the bits.
+struct Reported {
+    explicit Reported(int64_t num_top) : ids(num_top, -7), numbers(num_top + 1, -7.0f) {
+        report = {num_top, ids.data(), numbers.data(), &numbers.back()};
+    }
+    bool operator==(const Reported& other) const {
+        return ids == other.ids &&
+               std::memcmp(numbers.data(), other.numbers.data(), numbers.size() * sizeof(float)) == 0;
+    }
+
+    std::vector<int64_t> ids;
+    std::vector<float> numbers;  // log-probabilities, then the entropy
+    Report report;
+};
+
 // By the arithmetic of the specification every set draws the same token, with the same bits of its log-probability.
 void every_set_draws_the_same_token() {
     const cpu::Entries& portable = cpu::built_isas().back()->float32;
@@ -285,22 +300,29 @@ void every_set_draws_the_same_token() {
         const int64_t top_k = round % 5 == 0 ? vocab : 1 + random.below(vocab);
         const int64_t nucleus = round % 7 < 3 ? int64_t{1} << 30 : random.below(int64_t{1} << 30);
         const bool greedy = round % 11 == 0;
-        const SampleRow row = {.edits = edits.data(),
-                               .num_edits = static_cast<int64_t>(edits.size()),
-                               .greedy = greedy,
-                               .temperature = greedy ? 1.0f : static_cast<float>(random.between(0.2, 3)),
-                               .top_k = greedy ? vocab : top_k,
-                               .nucleus = greedy ? int64_t{1} << 30 : nucleus,
-                               .typical = !greedy && round % 7 == 4,
-                               .min_p = !greedy && round % 6 == 0 ? 0.05f : 0.0f,
-                               .random = random.bits()};
-        const auto draw = [&](const cpu::Entries& entries) {
+        SampleRow row = {.edits = edits.data(),
+                         .num_edits = static_cast<int64_t>(edits.size()),
+                         .greedy = greedy,
+                         .temperature = greedy ? 1.0f : static_cast<float>(random.between(0.2, 3)),
+                         .top_k = greedy ? vocab : top_k,
+                         .nucleus = greedy ? int64_t{1} << 30 : nucleus,
+                         .typical = !greedy && round % 7 == 4,
+                         .min_p = !greedy && round % 6 == 0 ? 0.05f : 0.0f,
+                         .random = random.bits()};
+        const auto draw = [&](const cpu::Entries& entries, Reported& raw, Reported& processed) {
+            row.raw = &raw.report;
+            row.processed = &processed.report;
             return entries.sample(logits.data(), vocab, row, true, Memory(entries.sample_scratch(vocab)).data());
         };
-        const Sample expected = draw(portable);
+        const int64_t num_top = 1 + random.below(30);
+        Reported raw(num_top), processed(num_top);
+        const Sample expected = draw(portable, raw, processed);
         for (const cpu::Isa* isa : cpu::built_isas()) {
             if (!isa->runs_here()) continue;
-            const Sample got = draw(isa->float32);
+            Reported own_raw(num_top), own_processed(num_top);
+            const Sample got = draw(isa->float32, own_raw, own_processed);
+            check(own_raw == raw && own_processed == processed,
+                  std::string(isa->name) + ": the reports of round " + std::to_string(round) + " have other bits");
             check(std::memcmp(&got.logprob, &expected.logprob, 2 * sizeof(float)) == 0 && got.token == expected.token,
                   std::string(isa->name) + ": the token " + std::to_string(got.token) + " with " +
                       std::to_string(got.processed_logprob) + ", the portable set " + std::to_string(expected.token) +

@@ -93,10 +93,17 @@ inline void score(const QueryTile& tile, const Blocks<E>& blocks, int64_t query,
 
 template <class E, int R>
 inline void score_queries(const QueryTile& tile, const Blocks<E>& blocks, int64_t query, int64_t vectors) {
-    constexpr int num = kLanesInFlight / R;
     int64_t done = 0;
-    for (; done + num <= vectors; done += num) score<E, R, num>(tile, blocks, query, done);
-    for (; done < vectors; ++done) score<E, R, 1>(tile, blocks, query, done);
+    const auto vectors_at_once = [&](auto width) {
+        constexpr int num = decltype(width)::value;
+        for (; done + num <= vectors; done += num) score<E, R, num>(tile, blocks, query, done);
+    };
+    constexpr int most = kLanesInFlight / R;
+    vectors_at_once(Constant<most>{});
+    if constexpr (most > 8) vectors_at_once(Constant<8>{});
+    if constexpr (most > 4) vectors_at_once(Constant<4>{});
+    if constexpr (most > 2) vectors_at_once(Constant<2>{});
+    vectors_at_once(Constant<1>{});
 }
 
 // The scores [n] of one query become exponentials; the largest score and the sum of exponentials.

@@ -8,6 +8,9 @@
 // k = i, i + N, i + 2 N, ... in turn, and the lanes are added by halves, quarters, ... (sums in vec_*.h). Tiles of MR rows
 // of x by NR rows of W keep those lanes in registers; long rows are cut in blocks of K between which the lanes are parked
 // in memory, which changes no bit.
+//
+// Few rows of x are bound by memory, and the prefetchers follow long streams that lie far apart best. So the NR rows of W of
+// a tile are then not neighbours: each is in a part of its own, and from tile to tile every part is read on.
 
 // How one type of weights is multiplied: x is rounded to X, and `dot` adds the products of K elements to the lanes.
 template <class T>
@@ -139,11 +142,21 @@ private:
         Vec* parked;
     };
 
-    // So many tiles fetch the next rows of W while they multiply; more of them share the work.
+    // Up to so many tiles wait for the memory; more of them fetch the next rows of W bit by bit.
     static constexpr int64_t kFewTiles = 8;
 
-    // K of a block: MR rows of x and NR of W of this length fit the first-level cache.
-    static constexpr int64_t kBlock = 1024;
+    // K of a block, of many tiles: MR rows of x and NR of W of this length fit the first-level cache. Of few tiles: short,
+    // so that the memory does not rest while the other tiles of a block find W in the cache.
+    static constexpr int64_t kBlock = 1024, kShortBlock = 256;
+
+    // Where the NR rows of W of a tile lie and their sums go: row j is j * apart rows after the first.
+    template <int NR>
+    struct Group {
+        const T* w;
+        int64_t ldw;  // elements from one row of the tile to the next
+        float* c;
+        int64_t apart;
+    };
 
     // With the widest tiles that m rows allow.
     template <int MR>
@@ -165,47 +178,52 @@ private:
     template <int NR>
     static int64_t columns(const Call& call, const T* w, int64_t done, int64_t n) {
         constexpr int MR = most_rows(NR);
-        const int64_t block = call.m <= MR ? call.columns : kBlock;
-        const int64_t tiles = (call.m + MR - 1) / MR;
-        for (; done + NR <= n; done += NR) {
+        const int64_t tiles = (call.m + MR - 1) / MR, groups = (n - done) / NR;
+        const bool few = tiles <= kFewTiles;
+        const int64_t block = tiles == 1 ? call.columns : few ? kShortBlock : kBlock;
+        const int64_t apart = few ? groups : 1, step = few ? 1 : NR;
+        for (int64_t group = 0; group < groups; ++group) {
+            const int64_t first = done + group * step;
+            const Group<NR> rows_of_w{w + first * call.ldw, apart * call.ldw, call.c + first, apart};
             for (int64_t k = 0; k < call.columns; k += block) {
                 const int64_t length = smaller(block, call.columns - k);
                 for (int64_t m = 0; m < call.m; m += MR) {
-                    const T* rows_of_w = w + done * call.ldw;
-                    if (tiles > kFewTiles) fetch(rows_of_w + NR * call.ldw + k, call.ldw, NR, length, m / MR, tiles);
-                    rows<MR, NR>(call, rows_of_w, done, k, length, m);
+                    if (!few) fetch(rows_of_w.w + step * call.ldw + k, call.ldw, NR, length, m / MR, tiles);
+                    rows<MR>(call, rows_of_w, k, length, m);
                 }
             }
         }
-        return done;
+        return done + groups * NR;
     }
 
     // A tile of MR rows of x, or of fewer at the end.
     template <int MR, int NR>
-    static void rows(const Call& call, const T* w, int64_t n, int64_t k, int64_t length, int64_t m) {
+    static void rows(const Call& call, const Group<NR>& group, int64_t k, int64_t length, int64_t m) {
         if constexpr (MR > 1) {
-            if (call.m - m < MR) return rows<MR - 1, NR>(call, w, n, k, length, m);
+            if (call.m - m < MR) return rows<MR - 1>(call, group, k, length, m);
         }
         const bool begins = k == 0, ends = k + length == call.columns;
         const X* x = call.x + m * call.ldx + k * MR;
         Vec* parked = call.parked + m * NR;
-        float* c = call.c + m * call.ldc + n;
-        // A single row keeps up with the memory by itself; one tile fetches all the next rows, two fetch half of them each.
+        float* c = group.c + m * call.ldc;
+        // A single row keeps up with the memory by itself; one tile fetches W of all rows, two that of half of them each.
         constexpr int half = (NR + 1) / 2;
-        const T* next = w + (NR + (m > 0 ? half : 0)) * call.ldw + k;
         if (MR == 1 || call.m > MR * kFewTiles || m >= 2 * MR) {
-            tile<MR, NR, 0>(x, w + k, call.ldw, length, begins, ends, next, parked, c, call.ldc);
+            tile<MR, NR, 0>(x, group, k, length, begins, ends, 0, parked, c, call.ldc);
         } else if (call.m <= MR) {
-            tile<MR, NR, NR>(x, w + k, call.ldw, length, begins, ends, next, parked, c, call.ldc);
+            tile<MR, NR, NR>(x, group, k, length, begins, ends, 0, parked, c, call.ldc);
         } else {
-            tile<MR, NR, half>(x, w + k, call.ldw, length, begins, ends, next, parked, c, call.ldc);
+            tile<MR, NR, half>(x, group, k, length, begins, ends, m > 0 ? NR - half : 0, parked, c, call.ldc);
         }
     }
 
-    // Fetches `ahead` rows of W from `next` on while these are multiplied.
+    // Fetches what comes kShortBlock columns later of `ahead` rows of W, from row `first_ahead` on: of the last columns,
+    // what follows the row.
     template <int MR, int NR, int ahead>
-    static void tile(const X* x, const T* w, int64_t ldw, int64_t length, bool begins, bool ends, const T* next,
-                     Vec* parked, float* c, int64_t ldc) {
+    static void tile(const X* x, const Group<NR>& group, int64_t first, int64_t length, bool begins, bool ends,
+                     int64_t first_ahead, Vec* parked, float* c, int64_t ldc) {
+        const T *w = group.w + first, *next = w + first_ahead * group.ldw + kShortBlock;
+        const int64_t ldw = group.ldw;
         Vec lanes[MR * NR];
         DEMIURGIC_UNROLL for (int i = 0; i < MR * NR; ++i) lanes[i] = begins ? zero() : parked[i];
         int64_t k = 0;
@@ -224,7 +242,13 @@ private:
         }
         float out[MR * NR];
         add_lanes<MR * NR>(lanes, out);
-        DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) __builtin_memcpy(c + i * ldc, out + i * NR, NR * sizeof(float));
+        if (group.apart == 1) {
+            DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i)
+                __builtin_memcpy(c + i * ldc, out + i * NR, NR * sizeof(float));
+        } else {
+            DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) DEMIURGIC_UNROLL for (int j = 0; j < NR; ++j)
+                c[i * ldc + j * group.apart] = out[i * NR + j];
+        }
     }
 
     // D::K columns of the tile.

@@ -89,16 +89,22 @@ struct Product<BFloat16> {
                         ldc,
                         row,
                         static_cast<float*>(parked)};
+        if (m <= 16) {
+            few_rows(call, tiles, row, m, n);
+            return;
+        }
         const int64_t num_pairs = (m + 31) / 32;
         for (int64_t j = 0; j < n; j += 32) {
             const int64_t count = smaller(32, n - j);
             for (int64_t pair = 0; pair < num_pairs; ++pair) {
                 const int64_t begin = row + 32 * pair, left = m - 32 * pair;
-                if (m > 16) fetch(call.w + (j + 32) * w.stride, w.stride, 32, w.columns, pair, num_pairs);
+                fetch(call.w + (j + 32) * w.stride, w.stride, 32, w.columns, pair, num_pairs);
                 if (left > 16) {
                     pair_of_blocks(call, tiles, begin, smaller(16, left - 16), j, count);
                 } else {
-                    single_block(call, tiles, begin, left, j, count);
+                    for (int64_t i = 0; i < count; i += 16) {
+                        block(call, tiles, begin, left, {j + i, smaller(16, count - i), 1});
+                    }
                 }
             }
         }
@@ -114,7 +120,7 @@ private:
         int64_t ldc, first_row;
         float* scratch;
 
-        const BFloat16* block(int64_t row) const { return x + row * operand_row(columns); }
+        const BFloat16* block_of(int64_t row) const { return x + row * operand_row(columns); }
         int64_t width(int64_t row) const { return smaller(16, rows - row); }
         float* out(int64_t row, int64_t n) const { return c + (row - first_row) * ldc + n; }
         BFloat16* tail() const { return reinterpret_cast<BFloat16*>(scratch + 2 * 16 * 16); }
@@ -154,70 +160,65 @@ private:
     }
 
     // The columns of W behind the last whole 32, filled up with zeros: [rows, 32]
-    static void copy_tail(const Call& call, int64_t n, int64_t rows, BFloat16* to) {
+    static void copy_tail(const Call& call, const BFloat16* w, int64_t ldw, int64_t rows, BFloat16* to) {
         const int64_t begin = call.columns / 32 * 32;
         for (int64_t i = 0; i < rows; ++i) {
             const __mmask32 mask = static_cast<__mmask32>((uint64_t{1} << (call.columns - begin)) - 1);
-            _mm512_storeu_si512(to + i * 32, _mm512_maskz_loadu_epi16(mask, call.w + (n + i) * call.ldw + begin));
+            _mm512_storeu_si512(to + i * 32, _mm512_maskz_loadu_epi16(mask, w + i * ldw + begin));
         }
         finish_writes();
     }
 
-    // Rows of W by one block of x: sums in tiles 0 and 1, W in 4 and 5, x in 6.
-    static void single_block(const Call& call, Tiles& tiles, int64_t row, int64_t m, int64_t n, int64_t count) {
-        const int64_t width = call.width(row);
-        int64_t j = 0;
-        for (; j + 32 <= count; j += 32) block_by<2>(call, tiles, row, m, width, n + j, 16);
-        for (; j < count; j += 16) block_by<1>(call, tiles, row, m, width, n + j, smaller(16, count - j));
+    // n rows of W by few rows of x, which is bound by memory: the 16 rows of W of a tile are not neighbours, so that there
+    // are 16 long streams, each read on from tile to tile.
+    static void few_rows(const Call& call, Tiles& tiles, int64_t row, int64_t m, int64_t n) {
+        const int64_t apart = n / 16;
+        for (int64_t j = 0; j < apart; ++j) block(call, tiles, row, m, {j, 16, apart});
+        if (n % 16 > 0) block(call, tiles, row, m, {16 * apart, n % 16, 1});
     }
 
-    // 16 or 2 x 16 rows of W: more at once would be more streams of memory than the prefetchers follow.
-    template <int num>
-    static void block_by(const Call& call, Tiles& tiles, int64_t row, int64_t m, int64_t width, int64_t n,
-                         int64_t rows_of_w) {
-        const uint8_t rw = static_cast<uint8_t>(rows_of_w), bx = static_cast<uint8_t>(4 * width);
-        tiles.shape({{rw, 16, 0, 0, rw, 16, 16, 0}, {bx, bx, 0, 0, 64, 64, bx, 0}});
-        const BFloat16 *w = call.w + n * call.ldw, *x = call.block(row);
-        const int64_t ldw = call.ldw * 2, ldx = width * 4;
+    // The rows of W of a tile: first, first + apart, first + 2 apart, ...
+    struct Group {
+        int64_t first, num, apart;
+    };
+
+    // Rows of W by one block of x: sums in tile 0, W in 4, x in 6.
+    static void block(const Call& call, Tiles& tiles, int64_t row, int64_t m, const Group& group) {
+        const int64_t width = call.width(row);
+        const uint8_t rw = static_cast<uint8_t>(group.num), bx = static_cast<uint8_t>(4 * width);
+        tiles.shape({{rw, 0, 0, 0, rw, 0, 16, 0}, {bx, 0, 0, 0, 64, 0, bx, 0}});
+        const BFloat16 *w = call.w + group.first * call.ldw, *x = call.block_of(row);
+        const int64_t ldw = group.apart * call.ldw, ldx = width * 4;
         _tile_zero(0);
-        if constexpr (num > 1) _tile_zero(1);
         int64_t k = 0;
         for (; k + 32 <= call.columns; k += 32) {
             _tile_loadd(6, x + k * width, ldx);
-            _tile_loadd(4, w + k, ldw);
+            _tile_loadd(4, w + k, ldw * 2);
             _tile_dpbf16ps(0, 4, 6);
-            if constexpr (num > 1) {
-                _tile_loadd(5, w + 16 * call.ldw + k, ldw);
-                _tile_dpbf16ps(1, 5, 6);
-            }
         }
         if (k < call.columns) {
             _tile_loadd(6, x + k * width, ldx);
-            copy_tail(call, n, rows_of_w, call.tail());
+            copy_tail(call, w, ldw, group.num, call.tail());
             _tile_loadd(4, call.tail(), 64);
             _tile_dpbf16ps(0, 4, 6);
-            if constexpr (num > 1) {
-                copy_tail(call, n + 16, 16, call.tail());
-                _tile_loadd(5, call.tail(), 64);
-                _tile_dpbf16ps(1, 5, 6);
-            }
         }
-        give<0>(call, row, m, width, n, rows_of_w);
-        if constexpr (num > 1) give<1>(call, row, m, width, n + 16, 16);
+        give<0>(call, row, m, width, group);
     }
 
     // Up to 32 rows of W by two blocks of x, 16 rows and `second`: sums in tiles 0 to 3, W in 4 and 5, x in 6 and 7.
     static void pair_of_blocks(const Call& call, Tiles& tiles, int64_t row, int64_t second, int64_t n, int64_t count) {
         if (count < 32) {
-            single_block(call, tiles, row, 16, n, count);
-            single_block(call, tiles, row + 16, second, n, count);
+            for (int64_t j = 0; j < count; j += 16) {
+                block(call, tiles, row, 16, {n + j, smaller(16, count - j), 1});
+                block(call, tiles, row + 16, second, {n + j, smaller(16, count - j), 1});
+            }
             return;
         }
         const int64_t width = call.width(row + 16);
         const uint8_t bx = static_cast<uint8_t>(4 * width);
         tiles.shape({{16, 16, 16, 16, 16, 16, 16, 16}, {64, bx, 64, bx, 64, 64, 64, bx}});
         const BFloat16 *w0 = call.w + n * call.ldw, *w1 = w0 + 16 * call.ldw;
-        const BFloat16 *x0 = call.block(row), *x1 = call.block(row + 16);
+        const BFloat16 *x0 = call.block_of(row), *x1 = call.block_of(row + 16);
         const int64_t ldw = call.ldw * 2, ldx = width * 4;
         _tile_zero(0);
         _tile_zero(1);
@@ -236,8 +237,8 @@ private:
         }
         if (k < call.columns) {
             BFloat16 *tail0 = call.tail(), *tail1 = tail0 + 16 * 32;
-            copy_tail(call, n, 16, tail0);
-            copy_tail(call, n + 16, 16, tail1);
+            copy_tail(call, w0, call.ldw, 16, tail0);
+            copy_tail(call, w1, call.ldw, 16, tail1);
             _tile_loadd(6, x0 + k * 16, 64);
             _tile_loadd(7, x1 + k * width, ldx);
             _tile_loadd(4, tail0, 64);
@@ -247,24 +248,25 @@ private:
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
-        give<0>(call, row, 16, 16, n, 16);
-        give<1>(call, row + 16, second, width, n, 16);
-        give<2>(call, row, 16, 16, n + 16, 16);
-        give<3>(call, row + 16, second, width, n + 16, 16);
+        const Group upper{n, 16, 1}, lower{n + 16, 16, 1};
+        give<0>(call, row, 16, 16, upper);
+        give<1>(call, row + 16, second, width, upper);
+        give<2>(call, row, 16, 16, lower);
+        give<3>(call, row + 16, second, width, lower);
     }
 
     // A tile of sums [rows of W, width] to the result [m, rows of W].
     template <int tile>
-    static void give(const Call& call, int64_t row, int64_t m, int64_t width, int64_t n, int64_t rows_of_w) {
-        float* out = call.out(row, n);
-        if (width == 1) return store_tile<tile>(out, 4);
+    static void give(const Call& call, int64_t row, int64_t m, int64_t width, const Group& group) {
+        float* out = call.out(row, group.first);
+        if (width == 1) return store_tile<tile>(out, 4 * group.apart);
         store_tile<tile>(call.scratch, 64);
-        if (m == 16 && rows_of_w == 16) {
+        if (m == 16 && group.num == 16 && group.apart == 1) {
             transpose(call.scratch, out, call.ldc);
             return;
         }
         for (int64_t i = 0; i < m; ++i) {
-            for (int64_t j = 0; j < rows_of_w; ++j) out[i * call.ldc + j] = call.scratch[j * 16 + i];
+            for (int64_t j = 0; j < group.num; ++j) out[i * call.ldc + j * group.apart] = call.scratch[j * 16 + i];
         }
     }
 

@@ -4,91 +4,8 @@
 // arithmetic are those of reference_sample.cpp, bit for bit. Included inside the namespace of an instruction set. V:
 // tokens of the row.
 
-#include "kernels/cpu/lanes.h"
+#include "kernels/cpu/logit_rows.h"
 #include "kernels/cpu/select.h"
-
-constexpr float kInfinity = __builtin_inff();
-constexpr float kLowest = -3.40282347e38f;
-
-// A row is cut into stripes of consecutive tokens. The tokens of a stripe in one lane are a group; the largest of each
-// group tells where it is worth looking.
-constexpr int64_t kStripe = 16 * kLanes;
-
-inline int64_t num_stripes(int64_t vocab) { return (vocab + kStripe - 1) / kStripe; }
-
-// f(i, lanes) for the lanes of one stripe from the token i on. Behind the last token they are -inf.
-template <class F>
-inline void for_stripe(const float* logits, int64_t vocab, int64_t stripe, F f) {
-    const int64_t first = stripe * kStripe, end = first + kStripe;
-    if (end <= vocab) {
-        for (int64_t i = first; i < end; i += kLanes) f(i, load_lanes(logits + i));
-    } else {
-        for (int64_t i = first; i < vocab; i += kLanes) {
-            const bool whole = i + kLanes <= vocab;
-            f(i, whole ? load_lanes(logits + i) : load_lanes(logits + i, vocab - i, -kInfinity));
-        }
-    }
-}
-
-// The largest of each group; false where a logit is NaN or +inf. maxima: [stripes * kLanes]; copy: [stripes * kStripe],
-// or null.
-inline bool find_maxima(const float* logits, int64_t vocab, float* maxima, float* copy) {
-    IntLanes finite = IntLanes{} - 1;
-    for (int64_t stripe = 0; stripe < num_stripes(vocab); ++stripe) {
-        FloatLanes largest = spread(-kInfinity);
-        for_stripe(logits, vocab, stripe, [&](int64_t i, FloatLanes x) {
-            finite &= x < kInfinity;
-            largest = larger_lanes(largest, x);
-            if (copy) store_lanes(copy + i, x);
-        });
-        store_lanes(maxima + stripe * kLanes, largest);
-    }
-    return !any_lane(~finite);
-}
-
-// n: a multiple of kLanes, 1 or more
-inline float largest_of(const float* x, int64_t n) {
-    FloatLanes lanes = load_lanes(x);
-    for (int64_t i = kLanes; i < n; i += kLanes) lanes = larger_lanes(lanes, load_lanes(x + i));
-    float largest = lanes[0];
-    for (int i = 1; i < kLanes; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
-    return largest;
-}
-
-inline int64_t mass_of(float exponential) { return static_cast<int64_t>(exponential * arithmetic::kMassUnit); }
-
-// The sum of the masses of one stripe's tokens, e^(logit / temperature - largest) each.
-inline int64_t mass_of_stripe(const float* logits, int64_t vocab, int64_t stripe, float temperature, float largest) {
-    constexpr float kHalf = 1048576.0f;  // 2^20: a mass in two halves, each in 32 bits; its 2^40ths are exact
-    static_assert(kHalf * kHalf == arithmetic::kMassUnit);
-    IntLanes high = {}, low = {};
-    for_stripe(logits, vocab, stripe, [&](int64_t, FloatLanes x) {
-        const FloatLanes divided = temperature == 1.0f ? x : x / temperature;
-        const FloatLanes scaled = exp_not_positive(divided - largest) * kHalf;
-        const IntLanes whole = truncated(scaled);
-        high += whole;
-        low += truncated((scaled - floats_of(whole)) * kHalf);
-    });
-    int64_t sum = 0;
-    for (int i = 0; i < kLanes; ++i) sum += (int64_t{high[i]} << 20) + low[i];
-    return sum;
-}
-
-inline int64_t mass_of_row(const float* logits, int64_t vocab, float temperature, float largest) {
-    int64_t sum = 0;
-    for (int64_t i = 0; i < num_stripes(vocab); ++i) sum += mass_of_stripe(logits, vocab, i, temperature, largest);
-    return sum;
-}
-
-// Of a token whose logit is `shifted` less than the largest, where all masses sum to `total`.
-inline float log_probability_of(float shifted, int64_t total) {
-    return shifted - log_positive(static_cast<float>(total) * (1.0f / arithmetic::kMassUnit));
-}
-
-// floor(a * b / 2^bits)
-inline int64_t scaled_by(int64_t a, uint64_t b, int bits) {
-    return static_cast<int64_t>(static_cast<unsigned __int128>(a) * b >> bits);
-}
 
 // The work on one row. "Divided" is by the temperature.
 struct RowSampler {
@@ -104,6 +21,9 @@ struct RowSampler {
         const bool has_edits = a.num_edits > 0;
         if (!find_maxima(raw, vocab, m.maxima, has_edits ? m.edited : nullptr)) return none(kNotFinite);
         const float raw_largest = largest_of(m.maxima, num_groups());
+        const bool want_raw = want_logprobs || a.raw;
+        const int64_t raw_total = want_raw ? mass_of_row(raw, vocab, 1.0f, raw_largest) : 0;
+        if (a.raw) report_row(*a.raw, raw, 1.0f, raw_largest, raw_total);
         logits = has_edits ? m.edited : raw;
         if (has_edits) apply_edits();
         const float undivided = largest_of(m.maxima, num_groups());
@@ -112,9 +32,9 @@ struct RowSampler {
         if (!(__builtin_fabsf(largest) < kInfinity)) return none(kOverflow);
 
         const Choice choice = a.greedy ? most_likely() : drawn();
-        Sample result = {choice.token, 0, 0};
+        Sample result = {choice.token, 0, 0, a.raw, a.processed};
+        if (a.processed) report_processed(*a.processed, choice);
         if (want_logprobs) {
-            const int64_t raw_total = mass_of_row(raw, vocab, 1.0f, raw_largest);
             result.logprob = log_probability_of(raw[choice.token] - raw_largest, raw_total);
             result.processed_logprob = log_probability_of(choice.shifted, choice.total);
         }
@@ -207,7 +127,8 @@ private:
         int64_t token = 0;
         while (!any_lane(load_lanes(m.maxima + token / kStripe * kLanes) == largest)) token += kStripe;
         while (logits[token] != largest) ++token;
-        return {token, 0.0f, want_logprobs ? mass_of_row(logits, vocab, 1.0f, largest) : 0};
+        all_are_left = true;
+        return {token, 0.0f, want_logprobs || a.processed ? mass_of_row(logits, vocab, 1.0f, largest) : 0};
     }
 
     // Steps 7 to 11.
@@ -224,6 +145,7 @@ private:
             // Those below e^(ln(min_p) - 0.01) of the largest are out, however exp and log round.
             collect(largest + (log_positive(a.min_p) - 0.01f));
         } else {
+            all_are_left = true;
             return drawn_of_all();
         }
         weigh();
@@ -244,13 +166,16 @@ private:
     }
 
     // All tokens with a divided logit of `least` or more become candidates, but none at -inf.
-    void collect(float least) {
+    void collect(float least) { collect(least, logits, a.temperature); }
+
+    // The same of other logits; the maxima are those of what they give.
+    void collect(float least, const float* of, float temperature) {
         least = least > kLowest ? least : kLowest;
         num = 0;
         for (int64_t stripe = 0; stripe < num_stripes(vocab); ++stripe) {
             if (!any_lane(load_lanes(m.maxima + stripe * kLanes) >= least)) continue;
-            for_stripe(logits, vocab, stripe, [&](int64_t i, FloatLanes x) {
-                const FloatLanes divided = x / a.temperature;
+            for_stripe(of, vocab, stripe, [&](int64_t i, FloatLanes x) {
+                const FloatLanes divided = x / temperature;
                 for (int lane = 0; lane < kLanes; ++lane) {
                     m.ids[num] = static_cast<int32_t>(i + lane);
                     m.values[num] = divided[lane];
@@ -296,9 +221,13 @@ private:
         return float_of_key(find_cut(m.keys, m.masses, n, k, m.spare_keys, m.spare_masses).key);
     }
 
+    // No token of the k largest is smaller: k groups have one as large as the k-th of their maxima.
+    float bound_of_largest(int64_t k) {
+        return k <= num_groups() ? kth_largest(m.maxima, num_groups(), k) : -kInfinity;
+    }
+
     void collect_top_k() {
-        // k groups have a token as large as the k-th of their maxima, so the k-th largest token is not smaller.
-        collect(a.top_k <= num_groups() ? kth_largest(m.maxima, num_groups(), a.top_k) : -kInfinity);
+        collect(bound_of_largest(a.top_k));
         if (num <= a.top_k) return;
         const float kth = kth_largest(m.values, num, a.top_k);
         keep([&](int64_t i) { return m.values[i] >= kth; });
@@ -344,12 +273,64 @@ private:
     void make_keys_of_distances() {
         const float scale = static_cast<float>(total) * (1.0f / arithmetic::kMassUnit), log_scale = log_positive(scale);
         const auto surprise = [&](int64_t i) { return -((m.values[i] - largest) - log_scale); };
+        const float entropy = entropy_of_candidates();
+        for (int64_t i = 0; i < num; ++i) m.keys[i] = ~key_of(__builtin_fabsf(surprise(i) - entropy));
+    }
+
+    // After weigh, by `total` and `largest`.
+    float entropy_of_candidates() const {
+        const float scale = static_cast<float>(total) * (1.0f / arithmetic::kMassUnit), log_scale = log_positive(scale);
         int64_t sum = 0;
         for (int64_t i = 0; i < num; ++i) {
-            if (m.masses[i] > 0) sum += mass_of(m.exponentials[i] / scale * surprise(i));
+            if (m.masses[i] <= 0) continue;
+            sum += mass_of(entropy_term(m.exponentials[i], m.values[i] - largest, scale, log_scale));
         }
-        const float entropy = static_cast<float>(sum) * (1.0f / arithmetic::kMassUnit);
-        for (int64_t i = 0; i < num; ++i) m.keys[i] = ~key_of(__builtin_fabsf(surprise(i) - entropy));
+        return static_cast<float>(sum) * (1.0f / arithmetic::kMassUnit);
+    }
+
+    // Of a whole row `of` that is divided by `temperature`; its largest, the sum of its masses, and its maxima.
+    void report_row(const Report& report, const float* of, float temperature, float most, int64_t sum) {
+        if (most == -kInfinity) return;  // no token can be chosen
+        if (report.entropy) *report.entropy = entropy_of_row(of, vocab, temperature, most, sum);
+        if (report.num_top == 0) return;
+        collect(bound_of_largest(report.num_top), of, temperature);
+        if (all_are_left && a.min_p > 0) {  // so small that it takes no mass
+            weigh();
+            keep([&](int64_t i) { return !(m.exponentials[i] < a.min_p); });
+        }
+        write_top(report, most, sum);
+    }
+
+    void report_processed(const Report& report, const Choice& choice) {
+        if (all_are_left) {
+            report_row(report, logits, a.temperature, largest, choice.total);
+            return;
+        }
+        if (report.entropy) *report.entropy = entropy_of_candidates();
+        if (report.num_top > 0) write_top(report, largest, choice.total);
+    }
+
+    // The first candidates in descending order, ties in order of id.
+    void write_top(const Report& report, float most, int64_t sum) {
+        const float least = num > report.num_top ? kth_largest(m.values, num, report.num_top) : -kInfinity;
+        int64_t listed = 0;
+        for (int64_t i = 0; i < num; ++i) {
+            const float value = m.values[i];
+            const bool is_full = listed == report.num_top;
+            if (value < least || (is_full && value <= report.logprobs[listed - 1])) continue;
+            int64_t place = is_full ? listed - 1 : listed++;
+            for (; place > 0 && report.logprobs[place - 1] < value; --place) {
+                report.logprobs[place] = report.logprobs[place - 1];
+                report.ids[place] = report.ids[place - 1];
+            }
+            report.logprobs[place] = value;
+            report.ids[place] = m.ids[i];
+        }
+        for (int64_t i = 0; i < listed; ++i) report.logprobs[i] = log_probability_of(report.logprobs[i] - most, sum);
+        for (int64_t i = listed; i < report.num_top; ++i) {
+            report.logprobs[i] = __builtin_nanf("");
+            report.ids[i] = -1;
+        }
     }
 
     // Step 11: the first token in order of id at which the sum of masses is above the random part of the total.
@@ -389,6 +370,7 @@ private:
     int64_t num = 0;                // candidates
     int64_t total = 0;              // of their masses
     int64_t target = 0;             // mass that the nucleus must reach
+    bool all_are_left = false;      // no filter has made candidates
 };
 
 inline Sample sample_row(const float* logits, int64_t vocab, const SampleRow& row, bool want_logprobs, char* scratch) {
