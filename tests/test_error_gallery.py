@@ -467,7 +467,6 @@ GALLERY: dict[str, list[Snippet]] = {
     ],
     "Speculation": [
         call(speculate="ngram", draft_model=tiny_model()),
-        speculating(lambda model: model.double(), speculate="ngram"),
         speculating(transposed, draft_model=tiny_model()),
         speculating_on_the_reference_kernels,
         call(draft_model=tiny_model(vocab_size=50)),

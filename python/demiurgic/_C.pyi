@@ -216,12 +216,12 @@ class Request:
         seeds: Sequence[int],
         max_running: int,
         want_logprobs: bool,
-        draft_model: Weights | None = None,
-        always_drafts: bool = False,
         token_bytes: TokenBytes | None = None,
         max_new_tokens: Sequence[int] = [],
         hooks: Hooks | None = None,
         max_seconds: float | None = None,
+        draft_model: Weights | None = None,
+        always_drafts: bool = False,
     ) -> None:
         """What a call asks for; one seed a row, 0 to 2**64 - 1; one of max_new_tokens a prompt, or none."""
 
