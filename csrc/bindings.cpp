@@ -621,7 +621,48 @@ py::dict counters(const Engine& engine) {
     }
     return py::dict("num_steps"_a = c.num_steps, "num_computed_tokens"_a = c.num_computed_tokens,
                     "num_preemptions"_a = c.num_preemptions, "num_used_blocks"_a = c.num_used_blocks,
-                    "cache_bytes"_a = c.cache_bytes);
+                    "cache_bytes"_a = c.cache_bytes, "num_kept_tokens"_a = c.num_kept_tokens,
+                    "kept_bytes"_a = c.kept_bytes, "num_hits"_a = c.num_hits,
+                    "num_reused_tokens"_a = c.num_reused_tokens, "num_evicted_blocks"_a = c.num_evicted_blocks);
+}
+
+// ---- kept prefixes
+
+// `work` on the engine without the GIL, with a poll that lets Ctrl-C in.
+template <class Work>
+auto without_gil(Work work) {
+    SignalPoll poll;
+    const py::gil_scoped_release release;
+    return work(std::ref(poll));
+}
+
+std::pair<at::Tensor, at::Tensor> read_prefix(Engine& engine, const std::vector<int64_t>& tokens,
+                                              uint64_t fingerprint) {
+    KVCache::Content content =
+        without_gil([&](const Poll& poll) { return engine.read_prefix(tokens, fingerprint, poll); });
+    return {std::move(content.keys), std::move(content.values)};
+}
+
+void write_prefix(Engine& engine, const std::vector<int64_t>& tokens, at::Tensor keys, at::Tensor values,
+                  uint64_t fingerprint) {
+    const KVCache::Content content{std::move(keys), std::move(values)};
+    without_gil([&](const Poll& poll) { engine.write_prefix(tokens, content, fingerprint, poll); });
+}
+
+void bind_prefixes(py::class_<Engine, std::shared_ptr<Engine>>& cls) {
+    cls.def("fingerprint", &Engine::fingerprint, py::call_guard<py::gil_scoped_release>(),
+            "The present values of all weights, as one number of 64 bits.")
+        .def("keep_prefixes_of", &Engine::keep_prefixes_of, "fingerprint"_a, py::call_guard<py::gil_scoped_release>(),
+             "Drops the prefixes that were computed with other weights; whether there were any.")
+        .def(
+            "clear_prefixes",
+            [](Engine& engine) { without_gil([&](const Poll& poll) { engine.clear_prefixes(poll); }); },
+            "Drops all prefixes, and the memory of the cache if no call is under way.")
+        .def("read_prefix", &read_prefix, "tokens"_a, "fingerprint"_a,
+             "Keys and values [layers, kv_heads, T, head_dim] of tokens that are kept.")
+        .def("write_prefix", &write_prefix, "tokens"_a, "keys"_a, "values"_a, "fingerprint"_a,
+             "Keeps tokens with what read_prefix gave.")
+        .def_property_readonly("kernels", &Engine::kernels, "Device type and kernels, such as 'cpu avx2'.");
 }
 
 void bind_engine(py::module_& m) {
@@ -647,8 +688,11 @@ void bind_engine(py::module_& m) {
              "token_bytes"_a = py::none(), "max_new_tokens"_a = std::vector<int64_t>(), "hooks"_a = py::none(),
              "max_seconds"_a = py::none(), "draft_model"_a = py::none(), "always_drafts"_a = false)
         .def_readwrite("seeds", &Request::seeds, "One a row of the result, 0 to 2**64 - 1.");
-    py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine", "Generates for all calls that are under way on one model.")
-        .def(py::init<Weights, std::optional<int64_t>, int64_t>(), "weights"_a, "cache_bytes"_a, "max_step_tokens"_a)
+    py::class_<Engine, std::shared_ptr<Engine>> cls(m, "Engine",
+                                                    "Generates for all calls that are under way on one model.");
+    bind_prefixes(cls);
+    cls.def(py::init<Weights, std::optional<int64_t>, int64_t, bool>(), "weights"_a, "cache_bytes"_a,
+            "max_step_tokens"_a, "keep_prefixes"_a = false)
         .def("check", &Engine::check, "request"_a, py::call_guard<py::gil_scoped_release>(),
              "Raises what add would raise for a bad request or for want of room.")
         .def(

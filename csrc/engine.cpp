@@ -1,13 +1,9 @@
 #include "engine.h"
 
+#include "neutral_mode.h"
 #include "scorer.h"
 #include "stopping.h"
 #include "stopwatch.h"
-
-#include <ATen/core/grad_mode.h>
-#include <c10/core/DeviceGuard.h>
-#include <c10/core/InferenceMode.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
 #include <cmath>
@@ -19,16 +15,6 @@
 namespace demiurgic {
 
 namespace {
-
-// The user's process may be in any mode of torch; generation has one of its own and leaves the other as it was.
-struct NeutralMode {
-    explicit NeutralMode(at::Device device) : device_guard(device) {}
-
-    c10::InferenceMode no_inference_mode{false};
-    at::NoGradGuard no_grad;
-    c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
-    c10::DeviceGuard device_guard;
-};
 
 // The devices' own kernels read rows of weights as they lie; where a parameter is, say, the transpose of another tensor,
 // plain ATen serves.
@@ -64,7 +50,7 @@ private:
     std::unique_lock<std::mutex>& lock_;
 };
 
-Engine::Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens)
+Engine::Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens, bool keep_prefixes)
     : weights_(std::move(weights)),
       kernels_(kernels_of(weights_)),
       cache_bytes_(cache_bytes),
@@ -72,7 +58,7 @@ Engine::Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_
       cache_(weights_, kBlockSize),
       decoder_(weights_, kernels_),
       sampler_(kernels_, weights_.device()),
-      scheduler_(blocks_, max_step_tokens),
+      scheduler_(blocks_, max_step_tokens, keep_prefixes ? &kept_.emplace(blocks_) : nullptr),
       drafter_(max_step_tokens) {}
 
 bool Engine::serves(const Weights& weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens) const {
@@ -389,11 +375,19 @@ double blocks_wanted(const Call& call, const KVBlocks& blocks) {
 
 }  // namespace
 
-void Engine::grow_cache(const Call& added) {
-    double wanted = blocks_wanted(added, blocks_);
+double Engine::blocks_wanted_now() const {
+    double wanted = 0;
     for (const auto& call : calls_) wanted += blocks_wanted(*call, blocks_);
+    return wanted;
+}
+
+void Engine::grow_cache(const Call& added) {
+    grow_cache_to(blocks_wanted_now() + blocks_wanted(added, blocks_), &added);
+}
+
+void Engine::grow_cache_to(double wanted, const Call* added) {
     const double most = static_cast<double>(std::min<int64_t>(most_blocks(), INT32_MAX));
-    const int64_t capacity = static_cast<int64_t>(std::min(wanted, most));
+    const int64_t capacity = static_cast<int64_t>(std::min(with_kept_blocks(wanted, most), most));
     const NeutralMode mode(weights_.device());
     cache_.grow(capacity);
     blocks_.grow(cache_.num_blocks());
@@ -420,11 +414,11 @@ std::vector<DraftModel*> Engine::draft_models(const Call* added) const {
 }
 
 // The caches of draft models get what the engine's own leaves. With less than they want they bring fewer drafts.
-void Engine::share_cache_left(const Call& added) {
-    const std::vector<DraftModel*> models = draft_models(&added);
+void Engine::share_cache_left(const Call* added) {
+    const std::vector<DraftModel*> models = draft_models(added);
     int64_t left = cache_bytes_ ? *cache_bytes_ - cache_.num_blocks() * cache_.block_bytes() : 0;
     for (DraftModel* model : models) {
-        double wanted = added.draft_model.get() == model ? blocks_wanted(added, blocks_) : 0;
+        double wanted = added && added->draft_model.get() == model ? blocks_wanted(*added, blocks_) : 0;
         for (const auto& call : calls_) wanted += call->draft_model.get() == model ? blocks_wanted(*call, blocks_) : 0;
         const int64_t held = model->num_blocks() * model->block_bytes();
         if (!cache_bytes_) left = held + free_bytes(weights_.device()) / 10 * 9;
@@ -637,7 +631,16 @@ EngineCounters Engine::counters() const {
     const std::lock_guard lock(mutex_);
     int64_t cache_bytes = cache_.num_blocks() * cache_.block_bytes();
     for (const DraftModel* model : draft_models()) cache_bytes += model->num_blocks() * model->block_bytes();
-    return {num_steps_, num_computed_tokens_, scheduler_.num_preemptions(), blocks_.num_used(), cache_bytes};
+    EngineCounters counters{num_steps_, num_computed_tokens_, scheduler_.num_preemptions(), blocks_.num_used(),
+                            cache_bytes};
+    if (kept_) {
+        counters.num_kept_tokens = kept_->num_tokens();
+        counters.kept_bytes = kept_->num_blocks() * cache_.block_bytes();
+        counters.num_hits = scheduler_.num_hits();
+        counters.num_reused_tokens = scheduler_.num_reused_tokens();
+        counters.num_evicted_blocks = kept_->num_evicted();
+    }
+    return counters;
 }
 
 }  // namespace demiurgic

@@ -45,6 +45,11 @@ struct EngineCounters {
     int64_t num_preemptions = 0;
     int64_t num_used_blocks = 0;
     int64_t cache_bytes = 0;
+    int64_t num_kept_tokens = 0;  // this and what follows: of an engine that keeps prefixes
+    int64_t kept_bytes = 0;
+    int64_t num_hits = 0;  // sequences that started from a kept prefix
+    int64_t num_reused_tokens = 0;
+    int64_t num_evicted_blocks = 0;
 };
 
 // Generates for all calls that are under way on one model. It has no thread of its own: whoever needs a token and finds
@@ -54,8 +59,9 @@ class Engine {
 public:
     static constexpr int64_t kBlockSize = 16;
 
-    // `cache_bytes`: most memory of the key/value cache; nullopt: what is free on the device.
-    Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens);
+    // `cache_bytes`: most memory of the key/value cache; nullopt: what is free on the device. `keep_prefixes`: what
+    // sequences have computed stays in the cache for later ones, as long as there is room.
+    Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens, bool keep_prefixes = false);
 
     // Whether calls on these live tensors, with these limits, can share this engine.
     bool serves(const Weights& weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens) const;
@@ -89,6 +95,31 @@ public:
 
     EngineCounters counters() const;
 
+    // ---- kept prefixes (engine_prefixes.cpp); of an engine made with keep_prefixes only
+
+    // The present values of all weights, as one number.
+    uint64_t fingerprint() const;
+
+    // Calls that are added from now on use prefixes of weights with this fingerprint only: those of others are dropped,
+    // and what calls under way compute is not kept. Whether anything was kept that is dropped now.
+    bool keep_prefixes_of(uint64_t fingerprint);
+
+    // Drops all prefixes and, if no call is under way, gives the memory of the cache back. What calls under way compute is
+    // not kept.
+    void clear_prefixes(const Poll& poll);
+
+    // The keys and values of a kept prefix, of weights with this fingerprint. Throws NoRoom where `tokens` are not kept as
+    // a whole, std::runtime_error where it is not that of keep_prefixes_of any more.
+    KVCache::Content read_prefix(const std::vector<int64_t>& tokens, uint64_t fingerprint, const Poll& poll);
+
+    // Keeps `tokens` with what read_prefix gave. Throws as it does, std::out_of_range or std::invalid_argument for what is
+    // not of this model's vocabulary, shapes or dtype, NoRoom where the cache is too small.
+    void write_prefix(const std::vector<int64_t>& tokens, const KVCache::Content& content, uint64_t fingerprint,
+                      const Poll& poll);
+
+    // What the bits of keys and values depend on beside weights and tokens: device and kernels.
+    std::string kernels() const;
+
 private:
     class Stepping;
 
@@ -113,9 +144,14 @@ private:
     void finish(Sequence& sequence, FinishReason reason);
     void remove_ended_calls();
     void grow_cache(const Call& added);
-    void share_cache_left(const Call& added);
+    void share_cache_left(const Call* added);
     void check_drafts(const Request& request) const;
     std::string why_rows_are_not_exact() const;
+    void grow_cache_to(double blocks_wanted_by_calls, const Call* added = nullptr);
+    double with_kept_blocks(double wanted, double most) const;
+    double blocks_wanted_now() const;
+    void check_fingerprint(uint64_t fingerprint) const;
+    void check_content(const std::vector<int64_t>& tokens, const KVCache::Content& content) const;
     void check_room(int64_t prompt_length, const GenerationConfig& config, int64_t most_blocks) const;
     void check_room_to_score(int64_t length, int64_t most_blocks) const;
     std::string needs(int64_t num_blocks, int64_t most_blocks) const;
@@ -135,6 +171,8 @@ private:
     std::thread::id stepping_thread_;  // while stepping_
     int64_t num_adding_ = 0;           // threads in add; no new step begins before them
     KVBlocks blocks_{kBlockSize};
+    std::optional<PrefixIndex> kept_;
+    std::optional<uint64_t> fingerprint_;  // of the weights that kept_ was computed with
     KVCache cache_;
     Decoder decoder_;
     Sampler sampler_;

@@ -104,15 +104,19 @@ void choose_hooked(const HookedRows& rows, Sampler& sampler, const at::Tensor& l
 
 Choices choose(Sampler& sampler, const at::Tensor& logits, const Sequences& sequences) {
     sampler.forget_reports();
+    Choices choices;
+    choices.ended.resize(sequences.size());
+    if (std::none_of(sequences.begin(), sequences.end(), [](const Sequence* s) { return s->call->hooks != nullptr; })) {
+        choices.samples = sampler.sample(logits, sequences);
+        return choices;
+    }
+    choices.samples.resize(sequences.size());
     std::map<const Call*, Places> hooked;
     Places plain;
     for (size_t i = 0; i < sequences.size(); ++i) {
         const Call* call = sequences[i]->call;
         (call->hooks ? hooked[call] : plain).push_back(static_cast<int64_t>(i));
     }
-    if (hooked.empty()) return {sampler.sample(logits, sequences), std::vector<bool>(sequences.size()), {}};
-
-    Choices choices = {std::vector<Sample>(sequences.size()), std::vector<bool>(sequences.size()), {}};
     if (!plain.empty()) {
         const std::vector<Sample> samples = sampler.sample(rows_at(logits, plain), sequences_at(sequences, plain));
         for (size_t i = 0; i < plain.size(); ++i) choices.samples[plain[i]] = samples[i];

@@ -2,6 +2,11 @@
 
 namespace demiurgic {
 
+void KVBlocks::clear() {
+    references_.clear();
+    free_.clear();
+}
+
 void KVBlocks::grow(int64_t capacity) {
     const int64_t old = this->capacity();
     if (capacity <= old) return;
@@ -33,7 +38,7 @@ bool KVBlocks::fork(const std::vector<int32_t>& table, int64_t num_tokens, std::
     forked = share(table, num_full * block_size_);
     if (partial) {
         forked.push_back(take());
-        copies.push_back({table[num_full], forked.back()});
+        if (forked.back() != table[num_full]) copies.push_back({table[num_full], forked.back()});
     }
     return true;
 }
@@ -46,11 +51,21 @@ std::vector<int32_t> KVBlocks::share(const std::vector<int32_t>& table, int64_t 
 
 void KVBlocks::shrink(std::vector<int32_t>& table, int64_t num_tokens) {
     for (int64_t left = static_cast<int64_t>(table.size()) - blocks_for(num_tokens); left > 0; --left) {
-        if (--references_[table.back()] == 0) free_.push_back(table.back());
+        release(table.back());
         table.pop_back();
     }
 }
 
 void KVBlocks::release(std::vector<int32_t>& table) { shrink(table, 0); }
+
+void KVBlocks::release(int32_t block) {
+    if (--references_[block] == 0) free_.push_back(block);
+}
+
+void KVBlocks::exchange(int32_t& block, int32_t other) {
+    hold(other);
+    release(block);
+    block = other;
+}
 
 }  // namespace demiurgic

@@ -23,6 +23,9 @@ public:
     int64_t num_used() const { return capacity() - num_free(); }
     int64_t blocks_for(int64_t num_tokens) const { return (num_tokens + block_size_ - 1) / block_size_; }
 
+    // Forgets all blocks, of which none is in use.
+    void clear();
+
     // Adds free blocks until there are `capacity`; never removes any.
     void grow(int64_t capacity);
 
@@ -33,7 +36,8 @@ public:
     void shrink(std::vector<int32_t>& table, int64_t num_tokens);
 
     // A second table over the first `num_tokens` of `table`: full blocks are shared; a last, partly filled one is a new
-    // block, and `copies` says what to copy into it. False, with nothing changed, if no block is free for it.
+    // block, and `copies` says what to copy into it. False, with nothing changed, if no block is free for it. The block
+    // that is copied may be free already: nothing is written to it before the copy is made.
     bool fork(const std::vector<int32_t>& table, int64_t num_tokens, std::vector<int32_t>& forked,
               std::vector<BlockCopy>& copies);
 
@@ -42,6 +46,12 @@ public:
 
     // Lets go of every block of `table` and empties it.
     void release(std::vector<int32_t>& table);
+
+    // The same for one block in use: another reference, one fewer, one for `other` in its place, how many there are.
+    void hold(int32_t block) { ++references_[block]; }
+    void release(int32_t block);
+    void exchange(int32_t& block, int32_t other);
+    int32_t num_references(int32_t block) const { return references_[block]; }
 
 private:
     int32_t take();

@@ -1,6 +1,10 @@
 #include "kv_cache.h"
 
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/stack.h>
+
+#include <array>
 
 namespace demiurgic {
 
@@ -27,17 +31,22 @@ at::Tensor KVCache::empty_values(int64_t num_blocks, const LayerConfig& layer) c
 
 void KVCache::grow(int64_t num_blocks) {
     if (num_blocks <= num_blocks_) return;
-    std::vector<at::Tensor> grown_keys, grown_values;
+    // One tensor at a time, so that old and new ones are not held side by side; after a failure some are larger than
+    // they need be.
     for (size_t i = 0; i < layers_.size(); ++i) {
-        const LayerConfig& layer = layers_[i];
-        for (auto [old, grown] : {std::pair{&keys[i], &grown_keys}, std::pair{&values[i], &grown_values}}) {
-            grown->push_back(grown == &grown_keys ? empty_keys(num_blocks, layer) : empty_values(num_blocks, layer));
-            if (old->defined()) grown->back().narrow(0, 0, num_blocks_).copy_(*old);
+        for (at::Tensor* old : {&keys[i], &values[i]}) {
+            at::Tensor grown =
+                old == &keys[i] ? empty_keys(num_blocks, layers_[i]) : empty_values(num_blocks, layers_[i]);
+            if (num_blocks_ > 0) grown.narrow(0, 0, num_blocks_).copy_(old->narrow(0, 0, num_blocks_));
+            *old = std::move(grown);
         }
     }
-    keys.swap(grown_keys);
-    values.swap(grown_values);
     num_blocks_ = num_blocks;
+}
+
+void KVCache::clear() {
+    for (std::vector<at::Tensor>* tensors : {&keys, &values}) tensors->assign(layers_.size(), at::Tensor());
+    num_blocks_ = 0;
 }
 
 void KVCache::copy(const std::vector<BlockCopy>& copies) {
@@ -45,6 +54,38 @@ void KVCache::copy(const std::vector<BlockCopy>& copies) {
         for (size_t i = 0; i < layers_.size(); ++i) {
             keys[i].select(0, block.to).copy_(keys[i].select(0, block.from));
             values[i].select(0, block.to).copy_(values[i].select(0, block.from));
+        }
+    }
+}
+
+at::Tensor KVCache::on_device(const std::vector<int32_t>& blocks) const {
+    at::Tensor indices = at::empty({static_cast<int64_t>(blocks.size())}, at::TensorOptions().dtype(at::kLong));
+    std::copy(blocks.begin(), blocks.end(), indices.data_ptr<int64_t>());
+    return indices.to(options_.device());
+}
+
+KVCache::Content KVCache::read(const std::vector<int32_t>& table, int64_t num_tokens) const {
+    const at::Tensor blocks = on_device(table);
+    const auto read_all = [&](const std::vector<at::Tensor>& tensors) {
+        std::vector<at::Tensor> layers;
+        for (const at::Tensor& tensor : tensors) {
+            const at::Tensor read = tensor.index_select(0, blocks).transpose(0, 1);  // [kv_heads, n, block_size, d]
+            layers.push_back(read.reshape({read.size(0), -1, read.size(3)}).narrow(1, 0, num_tokens));
+        }
+        return at::stack(layers);
+    };
+    return {read_all(keys), read_all(values)};
+}
+
+void KVCache::write(const std::vector<int32_t>& table, const Content& content) {
+    const at::Tensor blocks = on_device(table);
+    const int64_t num_blocks = blocks.size(0), missing = num_blocks * block_size_ - content.keys.size(2);
+    for (auto [tensors, given] : {std::pair{&keys, &content.keys}, std::pair{&values, &content.values}}) {
+        for (size_t i = 0; i < layers_.size(); ++i) {
+            const at::Tensor layer = given->select(0, static_cast<int64_t>(i)).to(options_.device());
+            const at::Tensor whole = at::constant_pad_nd(layer, std::array<int64_t, 4>{0, 0, 0, missing});
+            (*tensors)[i].index_copy_(
+                0, blocks, whole.view({whole.size(0), num_blocks, block_size_, whole.size(2)}).transpose(0, 1));
         }
     }
 }

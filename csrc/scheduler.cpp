@@ -84,19 +84,15 @@ bool Scheduler::may_start(const Sequence& sequence) const {
 }
 
 bool Scheduler::start(Sequence& sequence, int64_t budget, std::vector<Work>& plan) {
+    const PrefixIndex::Prefix prefix = computed_prefix(sequence);
+    if (!fork(prefix, sequence)) return false;
     SharedPrompt* shared = sequence.shared_prompt.get();
-    const bool forks = shared && !shared->blocks.empty();
-    // A copy computes the last token of the prompt again, to get the logits that follow it. (That of a scored prompt does
-    // it for nothing; there it is the last but one.)
-    const int64_t cached = forks ? sequence.num_inputs() - 1 : 0;
-    const int64_t num_shared = cached / blocks_.block_size();
-    if (blocks_.blocks_for(sequence.num_inputs()) - num_shared > blocks_.num_free()) return false;
-    if (forks) {
-        blocks_.fork(shared->blocks, cached, sequence.blocks, pending_copies_);
-        sequence.num_cached = cached;
+    if (shared && !shared->blocks.empty()) {
         leave_shared_prompt(sequence);
-    } else if (shared) {
-        shared->leader = &sequence;
+    } else {
+        if (shared) shared->leader = &sequence;
+        num_hits_ += prefix.num_tokens > 0;
+        num_reused_tokens_ += prefix.num_tokens;
     }
     const int64_t count = std::min(tokens_left(sequence), budget);
     blocks_.extend(sequence.blocks, sequence.num_cached + count);
@@ -106,9 +102,55 @@ bool Scheduler::start(Sequence& sequence, int64_t budget, std::vector<Work>& pla
     return true;
 }
 
+namespace {
+
+// Scoring a data set shall not drive out what a session is kept for.
+bool leaves_prefix(const Sequence& sequence) { return sequence.config->use_cache && !sequence.scored; }
+
+// Where the logits after every token are wanted, all are computed.
+bool uses_kept_prefixes(const Sequence& sequence) {
+    return leaves_prefix(sequence) && sequence.unscored(0, sequence.num_inputs()).count == 0;
+}
+
+}  // namespace
+
+// What the sequence need not compute; never its last token, whose logits are wanted. (That of a scored prompt is computed
+// for nothing; there it is the last but one.)
+PrefixIndex::Prefix Scheduler::computed_prefix(Sequence& sequence) {
+    const SharedPrompt* shared = sequence.shared_prompt.get();
+    if (shared && !shared->blocks.empty()) {
+        sequence.epoch = shared->epoch;
+        return {shared->blocks, sequence.num_inputs() - 1};
+    }
+    if (!kept_) return {};
+    sequence.epoch = kept_->epoch();
+    return uses_kept_prefixes(sequence) ? kept_->find(sequence.tokens, sequence.size() - 1) : PrefixIndex::Prefix{};
+}
+
+// Gives the sequence the blocks of `prefix`, if there is room for the rest of it beside them.
+bool Scheduler::fork(const PrefixIndex::Prefix& prefix, Sequence& sequence) {
+    const int64_t num_full = prefix.num_tokens / blocks_.block_size();
+    const int64_t missing = blocks_.blocks_for(sequence.num_inputs()) - num_full;
+    // Held, so that they are not evicted. The partly filled block may be: it is only copied, before anybody writes to it.
+    std::vector<int32_t> full = blocks_.share(prefix.blocks, num_full * blocks_.block_size());
+    bool fits = missing <= blocks_.num_free();
+    while (!fits && kept_ && kept_->evict()) fits = missing <= blocks_.num_free();
+    if (fits) {
+        blocks_.fork(prefix.blocks, prefix.num_tokens, sequence.blocks, pending_copies_);
+        sequence.num_cached = prefix.num_tokens;
+    }
+    blocks_.release(full);
+    return fits;
+}
+
+void Scheduler::keep(Sequence& sequence, int64_t num_tokens) {
+    if (!kept_ || sequence.epoch != kept_->epoch() || !leaves_prefix(sequence)) return;
+    kept_->keep(sequence.tokens, num_tokens, sequence.blocks);
+}
+
 bool Scheduler::make_room(Sequence& sequence, int64_t num_tokens) {
     while (!blocks_.extend(sequence.blocks, num_tokens)) {
-        if (drop_shared_prompts()) continue;
+        if ((kept_ && kept_->evict()) || drop_shared_prompts()) continue;
         Sequence& last = *running_.back();
         preempt(last);
         if (&last == &sequence) return false;
@@ -128,6 +170,7 @@ int64_t Scheduler::make_room_for_drafts(const Work& work, int64_t most) {
 void Scheduler::preempt(Sequence& sequence) {
     running_.erase(std::find(running_.begin(), running_.end(), &sequence));
     --sequence.call->num_running;
+    keep(sequence, sequence.num_cached);
     blocks_.release(sequence.blocks);
     sequence.num_cached = 0;
     waiting_.push_front(&sequence);
@@ -137,9 +180,14 @@ void Scheduler::preempt(Sequence& sequence) {
 void Scheduler::computed(const Work& work) {
     Sequence& sequence = *work.sequence;
     sequence.num_cached = work.start + work.count;
+    // Full blocks of a prompt do not change any more: rows that start next find them.
+    if (work.start < sequence.prompt_length) {
+        keep(sequence, sequence.num_cached / blocks_.block_size() * blocks_.block_size());
+    }
     const int64_t num_shared = std::min(sequence.prompt_length, sequence.num_inputs());
     if (sequence.shared_prompt && sequence.num_cached >= num_shared) {
         sequence.shared_prompt->blocks = blocks_.share(sequence.blocks, num_shared);
+        sequence.shared_prompt->epoch = sequence.epoch;
         leave_shared_prompt(sequence);
     }
     if (!sequence.config->use_cache && work.gives_token()) sequence.num_cached = 0;
@@ -158,6 +206,7 @@ void Scheduler::remove(Sequence& sequence) {
         const auto waiting = std::find(waiting_.begin(), waiting_.end(), &sequence);
         if (waiting != waiting_.end()) waiting_.erase(waiting);
     }
+    keep(sequence, sequence.num_cached);
     blocks_.release(sequence.blocks);
     leave_shared_prompt(sequence);
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kv_blocks.h"
+#include "prefix_index.h"
 #include "sequence.h"
 
 namespace demiurgic {
@@ -36,17 +37,20 @@ public:
     static constexpr int64_t kMaxScoredTokens = 128;
 
     // A step computes at most `max_step_tokens` tokens of prompts, less one for each sequence that is past its prompt.
-    Scheduler(KVBlocks& blocks, int64_t max_step_tokens) : blocks_(blocks), max_step_tokens_(max_step_tokens) {}
+    // `kept`: where sequences find computed prefixes when they start, and leave theirs when they end; null: nowhere.
+    Scheduler(KVBlocks& blocks, int64_t max_step_tokens, PrefixIndex* kept = nullptr)
+        : blocks_(blocks), max_step_tokens_(max_step_tokens), kept_(kept) {}
 
     void add(Sequence& sequence) { waiting_.push_back(&sequence); }
 
-    // The next step; empty where no sequence is left. Where blocks run out, the sequences admitted last lose theirs
-    // ("preemption"), wait at the head of the queue and are computed again later. Throws NoRoom where a sequence does not
+    // The next step; empty where no sequence is left. Where blocks run out, kept prefixes that nobody uses are evicted,
+    // the least recently used first; then the sequences admitted last lose their blocks ("preemption"), wait at the head of the queue and are computed again later. Throws NoRoom where a sequence does not
     // fit though it has the cache for itself.
     std::vector<Work> plan();
 
     // Gives the sequence of `work` blocks for drafts behind its tokens, of those that are free: for `most` drafts or as many
-    // as there is room for, which is returned. Nobody is preempted for a draft, and the next plan takes back what is unused.
+    // as there is room for, which is returned. Nobody is preempted for a draft, no kept
+    // prefix is evicted, and the next plan takes back what is unused.
     int64_t make_room_for_drafts(const Work& work, int64_t most);
 
     // Block copies that must be made, in order, before the work of a plan; clear them once they are made.
@@ -64,11 +68,18 @@ public:
 
     int64_t num_preemptions() const { return num_preemptions_; }
 
+    // Sequences that started from a kept prefix, and the tokens that they did not compute again.
+    int64_t num_hits() const { return num_hits_; }
+    int64_t num_reused_tokens() const { return num_reused_tokens_; }
+
 private:
     void plan_running(std::vector<Work>& plan);
     void plan_waiting(std::vector<Work>& plan);
     bool may_start(const Sequence& sequence) const;
     bool start(Sequence& sequence, int64_t budget, std::vector<Work>& plan);
+    PrefixIndex::Prefix computed_prefix(Sequence& sequence);
+    bool fork(const PrefixIndex::Prefix& prefix, Sequence& sequence);
+    void keep(Sequence& sequence, int64_t num_tokens);
     bool make_room(Sequence& sequence, int64_t num_tokens);
     void preempt(Sequence& sequence);
     void leave_shared_prompt(Sequence& sequence);
@@ -80,6 +91,9 @@ private:
     std::deque<Sequence*> waiting_;
     std::vector<BlockCopy> pending_copies_;
     int64_t num_preemptions_ = 0;
+    PrefixIndex* const kept_;
+    int64_t num_hits_ = 0;
+    int64_t num_reused_tokens_ = 0;
 };
 
 }  // namespace demiurgic

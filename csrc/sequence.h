@@ -75,6 +75,7 @@ struct Sequence {
 
     int64_t num_cached = 0;       // the first so many tokens have their keys and values in `blocks`
     std::vector<int32_t> blocks;  // cache blocks, in order of position
+    int64_t epoch = 0;            // of the kept prefixes that they may join (PrefixIndex::epoch)
 
     // Of the prompt's tokens but the first, by the model, as far as they are known; shared by the copies of a prompt. Null:
     // they are not wanted.
@@ -98,6 +99,7 @@ struct SharedPrompt {
     const Sequence* leader = nullptr;
     int64_t num_members = 0;      // sequences that point here
     std::vector<int32_t> blocks;  // the computed prompt, held for the members; empty until then
+    int64_t epoch = 0;            // of `blocks`, as in Sequence
 };
 
 // The sequences of one call of generate or score.

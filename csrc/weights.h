@@ -37,6 +37,9 @@ public:
     // Whether neighbours in a row of every parameter are neighbours in memory.
     bool rows_are_contiguous() const;
 
+    // By name, as they were given.
+    const std::map<std::string, at::Tensor>& parameters() const { return parameters_; }
+
     // The name of the first parameter with a NaN or an infinity in it, or "".
     std::string first_non_finite() const;
 

@@ -14,24 +14,26 @@ REPOSITORY = Path(__file__).parents[1]
 # Lowest first. A file may include those of lower rows, and its own header; a new file needs a place here.
 CXX_LAYERS = [
     {"generation_config", "philox", "kv_blocks", "kernels", "ngram_index", "draft_budget", "stopwatch"}
-    | {"byte_automaton", "token_bytes"},
-    {"token_edits", "model_config", "prompt_lookup", "function_end", "code_block_end", "repetition_guard", "reports"},
+    | {"byte_automaton", "token_bytes", "neutral_mode"},
+    {"token_edits", "model_config", "prompt_lookup", "function_end", "code_block_end", "repetition_guard", "reports"}
+    | {"prefix_index"},
     {"row_text"},
     {"sequence"},
     {"stopping", "weights"},
     {"scheduler", "kv_cache"},
-    {"batch", "sampler", "scorer"},
+    {"batch", "sampler", "scorer", "fingerprint"},
     {"decoder", "rounds", "hooks"},
     {"draft_model"},
     {"drafter"},
     {"engine"},
+    {"engine_prefixes"},
     {"bindings"},
 ]
 # What decides who runs knows integers only, not even through a header of ours.
 INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "sequence", "stopping", "scheduler"}
 INTEGERS_ONLY |= {"ngram_index", "prompt_lookup", "draft_budget"}
 INTEGERS_ONLY |= {"byte_automaton", "token_bytes", "function_end", "code_block_end", "repetition_guard", "row_text"}
-INTEGERS_ONLY |= {"reports"}
+INTEGERS_ONLY |= {"reports", "prefix_index"}
 TENSORS = r"<(ATen|c10|torch|cuda)"
 PYTHON = r"<(pybind11|Python\.h|torch/(csrc/utils/pybind|csrc/python|extension|python)|torch/csrc/autograd/python)"
 DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
@@ -50,6 +52,7 @@ PYTHON_LAYERS = [
         "token_bytes",
         "reports",
         "text_stream",
+        "prefix_file",
     },
     {"auto_length", "streamer", "html_view", "hooks"},
     {"live_weights", "stock_classes"},
@@ -57,6 +60,7 @@ PYTHON_LAYERS = [
     {"stock_hooks"},
     {"engine"},
     {"streaming"},
+    {"sessions"},
     {"display", "model"},
     {"checkpoint"},
     {"loading"},

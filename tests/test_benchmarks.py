@@ -19,6 +19,7 @@ import huge_pages
 import measure
 import peers
 import prefill
+import session
 import sizes
 import speculation
 import table
@@ -37,7 +38,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Size XS is tiny, what is measured of the machine takes no time, and the user's cache is not touched."""
     monkeypatch.setitem(sizes.SIZES, "XS", TINY)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for module in (peers, decode):
+    for module in (peers, decode, session):
         monkeypatch.setattr(module, "read_bandwidth", lambda *_: {"small": 2e9, "huge": 4e9})
     for module in (peers, prefill):
         monkeypatch.setattr(module, "gemm_peak", lambda *_: 8e9)
@@ -201,6 +202,17 @@ def test_batching(running: int | None, capsys: pytest.CaptureFixture[str], monke
     assert uneven["times_ideal"] == uneven["total"]["median"] / uneven["ideal"]
     assert f"{uneven['times_ideal']:.2f} times the ideal" in table
     assert result["shared"]["computed_tokens"] == {"alone": 50, "copies": 53}  # the last token once more for 3 copies
+
+
+def test_session(capsys: pytest.CaptureFixture[str]) -> None:
+    session.main(models="XS", dtypes="float32,bfloat16", context=100, new=8, threads=1, rounds=2, save=None)
+    table, report = report_of(capsys)
+    for result in report["results"]:
+        assert all(len(result[name]["all"]) == 2 for name in ("fresh", "turn", "tokens", "fingerprint"))
+        assert result["fingerprint_bandwidth"] == result["weight_bytes"] / result["fingerprint"]["min"]
+        best = (result["tokens"]["median"] + result["fingerprint"]["median"]) * 1e3
+        assert f"{result['turn']['median'] * 1e3:>6.1f} ms {best:>6.1f} ms" in table
+    assert table.count("of 2.0 GB/s") == 2
 
 
 def test_requests_are_served_to_their_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import ast
 import importlib
 import io
 import json
+import pickle
 import re
 import shlex
 import shutil
@@ -38,10 +39,12 @@ from demiurgic import (
     DemiurgicForCausalLM,
     DemiurgicModel,
     GenerationConfig,
+    Session,
     cli,
     generate,
     html_view,
     score,
+    session,
     show,
     stream,
     text,
@@ -104,6 +107,34 @@ def speculating_on_the_reference_kernels() -> None:
 def row(logits: list[float], **keywords: Any) -> Snippet:
     """generate from a model that gives these logits at every step."""
     return lambda: generate(fixed_logits_model(logits), [0], seed=0, **keywords)
+
+
+def in_session(use: Callable[[Session], object]) -> Snippet:
+    def snippet() -> None:
+        with session(tiny_model()) as opened:
+            use(opened)
+
+    return snippet
+
+
+def prefix(
+    spoil: Callable[[Path], object],
+    model: Callable[[], DemiurgicForCausalLM] = tiny_model,
+    kernels: str = "",
+    cache_bytes: int | None = None,
+) -> Snippet:
+    """load_prefix of a good file, after something was done to it, by a session of `model`."""
+
+    def snippet() -> None:
+        file = Path("prefix")
+        with session(tiny_model()) as opened:
+            opened.save_prefix(file, [5] * 100)
+        spoil(file)
+        with pytest.MonkeyPatch.context() as patch, session(model(), cache_bytes) as opened:
+            patch.setenv("DEMIURGIC_KERNELS", kernels)
+            opened.load_prefix(file)
+
+    return snippet
 
 
 def hooked(keyword: str, value: Any) -> Snippet:
@@ -509,10 +540,30 @@ GALLERY: dict[str, list[Snippet]] = {
         call(max_new_tokens=300, stop_token_ids=list(range(97)), seed=0),
         lambda: score(tiny_model(), [1] * 300),
     ],
+    # sessions
+    "Use of a session": [
+        in_session(lambda session: (session.close(), session.generate([1]))),
+        in_session(lambda session: session.generate([1], cache_bytes=1)),
+        in_session(lambda session: generate(tiny_model(), [1], session=session)),
+        call(session="s"),
+        in_session(pickle.dumps),
+    ],
+    "Prefixes in files": [
+        prefix(lambda file: None, lambda: tiny_model(rms_norm_eps=1e-5)),
+        prefix(lambda file: None, lambda: tiny_model(num_hidden_layers=3)),
+        prefix(lambda file: None, kernels="reference"),
+        prefix(lambda file: save_file({"a": torch.ones(1)}, file)),
+        prefix(lambda file: file.write_bytes(file.read_bytes()[:-1] + b"?")),
+        prefix(lambda file: file.write_bytes(file.read_bytes()[:200])),
+        in_session(lambda session: session.load_prefix("nowhere")),
+        in_session(lambda session: session.save_prefix("nowhere/file", [1])),
+        in_session(lambda session: session.save_prefix("file", [[1], [2]])),
+    ],
     # room
     "No room for the cache": [
         call(cache_bytes=10_000, max_new_tokens=200),
         lambda: score(tiny_model(), [1] * 200, cache_bytes=10_000),
+        prefix(lambda file: None, cache_bytes=12_288),
     ],
     # the model
     "Not a model": [

@@ -135,6 +135,12 @@ def run(model, indices, *, new=NEW, keywords=None, **options):
         return rows_of(generation.result()), generation._engine.counters()
 
 
+def block_bytes(model):
+    """Of a block of the cache: 16 tokens."""
+    head_dim, kv_heads = model.model.layers[0].self_attn.head_dim, model.config.kv_heads
+    return 2 * len(model.model.layers) * 16 * kv_heads * head_dim * model.lm_head.weight.element_size()
+
+
 ALL = list(range(len(PROMPTS)))
 SHORT = [0, 1, 2, 3]  # 1 to 17 tokens
 
@@ -194,13 +200,49 @@ def test_with_a_shared_prompt(case):
 
 def test_preempted(case):
     model, indices, new = model_of(case[1]), [4, 3, 0, 2, 1, 5], 18
-    layer = model.model.layers[0].self_attn
-    head_dim, kv_heads = layer.head_dim, model.config.kv_heads
-    block = 2 * len(model.model.layers) * 16 * kv_heads * head_dim * model.lm_head.weight.element_size()
+    block = block_bytes(model)
     for blocks in (19, 21):  # 18 for the longest
         found, counters = run(model, indices, new=new, keywords={"cache_bytes": blocks * block})
         assert counters["num_preemptions"] > 0
         check(found, case, indices, new)
+
+
+# ---- in a session ----------------------------------------------------------------------------------------------
+
+
+def test_with_kept_prefixes(case):
+    model = model_of(case[1])
+    with model.session() as session:
+        for indices in ([6], ALL, ALL[::-1], [8]):
+            check(
+                rows(model, [PROMPTS[i] for i in indices], [SEEDS[i] for i in indices], session=session), case, indices
+            )
+        assert session.info.hits >= len(PROMPTS) and session.info.reused_tokens > sum(LENGTHS)
+        # Another turn, whose first tokens were computed in a decode step; and one that departs within a block.
+        before = rows(model, [PROMPTS[3]], [SEEDS[3]], session=session)[0][0]
+        turns = [PROMPTS[3] + before + PROMPTS[2][:7], PROMPTS[5][:300] + PROMPTS[4][:2], PROMPTS[8][:-1]]
+        own = [rows(model, [turn], [SEEDS[0]], max_step_tokens=1024)[0] for turn in turns]
+        check_same([rows(model, [turn], [SEEDS[0]], session=session)[0] for turn in turns], own)
+
+
+def test_with_kept_prefixes_in_a_small_cache(case):
+    model, indices = model_of(case[1]), [4, 3, 0, 2, 1, 5, 4, 3]
+    for blocks in (18, 21):
+        with model.session(blocks * block_bytes(model), max_step_tokens=100) as session:
+            for _ in range(2):
+                given = [PROMPTS[i] for i in indices], [SEEDS[i] for i in indices]
+                check(rows(model, *given, session=session), case, indices)
+            assert session.info.evictions > 0 and session.info.hits > 0
+
+
+def test_with_a_prefix_from_a_file(case, tmp_path):
+    model, file = model_of(case[1]), tmp_path / "prefix"
+    with model.session() as session:
+        session.save_prefix(file, PROMPTS[6])
+    with model.session() as session:
+        assert session.load_prefix(file).tolist() == PROMPTS[6]
+        check(rows(model, [PROMPTS[6]], [SEEDS[6]], session=session), case, [6])
+        assert session.info.computed_tokens == 1 + NEW - 1
 
 
 # ---- order -----------------------------------------------------------------------------------------------------

@@ -43,13 +43,12 @@ PROMPTS = [list(range(10, 28)), [4, 5] * 7]  # more than a block of the cache, a
 CACHE_OF_4_BLOCKS = 4 * 2 * 2 * 16 * 2 * 8 * 4  # layers, keys and values, positions, heads, head_dim, bytes
 
 
-def request(prompts: list[list[int]], **options: Any) -> _C.Request:
+def request(prompts: list[list[int]], hooks: _C.Hooks | None = None, **options: Any) -> _C.Request:
     config = GenerationConfig(**({"eos_token_id": []} | options))
     seeds = list(range(len(prompts) * config.num_return_sequences))
     letters = _C.TokenBytes(["a"] * 97, [], "raw") if config.stop else None
-    return _C.Request(
-        prompts=prompts, config=config, seeds=seeds, max_running=8, want_logprobs=True, token_bytes=letters
-    )
+    wanted = {"max_running": 8, "want_logprobs": True, "token_bytes": letters, "hooks": hooks}
+    return _C.Request(prompts=prompts, config=config, seeds=seeds, **wanted)
 
 
 def finish(*calls: _C.Call) -> list[str]:
@@ -68,6 +67,18 @@ def three_tokens(engine: _C.Engine) -> None:
     assert finish(engine.add(request(PROMPTS, max_new_tokens=3))) == ["length"] * 2
 
 
+def hooked(engine: _C.Engine) -> None:
+    hooks = _C.Hooks(
+        process=lambda input_ids, scores, rows, lengths: scores,
+        stop=lambda input_ids, scores, rows, lengths: [len(row) < 0 for row in input_ids],
+        prompt_width=18,
+        padding=0,
+    )
+    told = {"top_logprobs": 3, "top_logprobs_mode": "both"}
+    calls = [request(PROMPTS, hooks, max_new_tokens=2, **told), request(PROMPTS, max_new_tokens=2)]
+    assert finish(*[engine.add(call) for call in calls]) == ["length"] * 4
+
+
 def preempted(engine: _C.Engine) -> None:
     assert finish(engine.add(request([[1] * 15, [2] * 15, [3] * 15], max_new_tokens=6))) == ["length"] * 3
     assert engine.counters()["num_preemptions"] > 0
@@ -75,6 +86,19 @@ def preempted(engine: _C.Engine) -> None:
 
 def scored(engine: _C.Engine) -> None:
     assert [len(logprobs) for logprobs, _ in engine.score(PROMPTS, 8)] == [17, 13]
+
+
+def kept_prefixes(engine: _C.Engine) -> None:
+    """What a session does: a fingerprint, a row that starts from a kept prefix, a prefix read and written."""
+    fingerprint = engine.fingerprint()
+    engine.keep_prefixes_of(fingerprint)
+    for _ in range(2):
+        finish(engine.add(request([[1] * 20], max_new_tokens=3)))
+    assert engine.counters()["num_reused_tokens"] == 19
+    prefix = engine.read_prefix([1] * 20, fingerprint)
+    engine.clear_prefixes()
+    engine.write_prefix([1] * 20, *prefix, fingerprint)
+    assert engine.counters()["num_kept_tokens"] == 20
 
 
 def not_finite(engine: _C.Engine) -> None:
@@ -111,8 +135,11 @@ RECORDED: dict[str, tuple[Callable[[], DemiurgicForCausalLM], int | None, Callab
     ),
     "bfloat16, gated, norms in float32": (lambda: mixed(tiny_model(**BIASED)), None, three_tokens),
     "float16, silu": (lambda: tiny_model(activation_function="silu").to(torch.float16), None, three_tokens),
+    "hooks": (tiny_model, None, hooked),
     "preempted": (tiny_model, CACHE_OF_4_BLOCKS, preempted),
     "scored": (tiny_model, None, scored),
+    "kept prefixes": (tiny_model, None, kept_prefixes),
+    "kept prefixes, bfloat16": (lambda: tiny_model().to(torch.bfloat16), None, kept_prefixes),
     "a parameter with NaN": (lambda: with_nan(tiny_model()), None, not_finite),
 }
 
@@ -124,7 +151,8 @@ def recorded() -> dict[str, list[Call]]:
         environment.setenv("DEMIURGIC_KERNELS", "reference")
         calls = {}
         for name, (model, cache_bytes, run) in RECORDED.items():
-            engine = _C.Engine(live_weights(model()), cache_bytes, 16)  # prompts go in chunks of 16
+            keeps = run is kept_prefixes
+            engine = _C.Engine(live_weights(model()), cache_bytes, 16, keeps)  # prompts go in chunks of 16
             calls[name] = record(lambda engine=engine, run=run: run(engine))
         return calls
 
@@ -148,7 +176,7 @@ def test_every_operation_that_the_sources_name_is_recorded(recorded):
     included = {name for file in files for name in re.findall(r"#include <ATen/ops/(\w+)\.h>", file.read_text())}
     assert len(included) > 20
     run = {name.split(".")[0] for name in names(every_call(recorded))}
-    assert included - {"from_blob"} <= run  # from_blob is no operation: it puts a tensor around memory
+    assert included - {"from_blob", "tensor"} <= run  # no operations: they put a tensor around memory, or copy it
 
 
 def test_what_only_another_device_does_is_recorded_too(recorded):

@@ -181,7 +181,9 @@ def test_min_length_leaves_stop_ids_alone():
 
 def test_what_is_called_is_no_option_as_well():
     options = taken([top_k(5), temperature(0.5), mine, typical(0.9)]).options
-    assert options == {"top_k": 0, "temperature": 1.0, "typical_p": 0.9}
+    assert options == {"top_k": 0, "temperature": 1.0, "typical_p": 0.9, "top_p": 1.0}
+    assert taken([typical(0.9), mine]).options == {"typical_p": None, "top_p": 1.0}  # for which it stands in
+    assert taken([typical(0.9), mine, top_p(0.8)]).options == {"typical_p": None, "top_p": 0.8}
 
 
 LISTS = {

@@ -112,6 +112,13 @@ struct LogProbabilityArgs {
     at::Tensor& logprob;       // [R] float32; nan where a logit of the row is NaN or +inf, or all are -inf
 };
 
+// For each tensor a number that stands for its values in row-major order, whatever its strides: another one where a
+// single element has other bits. Tables differ in the number that they give.
+struct ChecksumArgs {
+    const std::vector<at::Tensor>& tensors;
+    std::vector<uint64_t>& sums;  // empty at first
+};
+
 template <class Args>
 struct Kernel {
     void (*function)(Context&, const Args&);
@@ -124,7 +131,7 @@ struct Kernels {
     // Makes the scratch memory and settles the number of threads of the next step.
     void (*prepare)(Context&, const StepShape&);
     // Enters the device's team once for a whole step: every thread runs `loop` with a context of its own, in which all
-    // entries but `sample` and `log_probability` are called; those have threads of their own. Throws what a thread threw.
+    // entries but the last three are called; those have threads of their own. Throws what a thread threw.
     void (*run)(Context&, const std::function<void(Context&)>& loop);
     Kernel<EmbedArgs> embed;
     Kernel<AttentionInArgs> attention_in;
@@ -134,6 +141,7 @@ struct Kernels {
     Kernel<HeadArgs> head;
     Kernel<SampleArgs> sample;
     Kernel<LogProbabilityArgs> log_probability;
+    Kernel<ChecksumArgs> checksum;
 
     // A row's bits do not depend on how many tokens and rows are computed with it. What promises the same result however it
     // is computed asks for this.

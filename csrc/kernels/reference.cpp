@@ -159,6 +159,7 @@ const Kernels& reference_kernels() {
         {head, "reference"},
         {reference_sample, "reference"},
         {reference_log_probability, "reference"},
+        {reference_checksum, "reference"},
     };
     return table;
 }

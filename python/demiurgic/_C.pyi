@@ -264,8 +264,23 @@ class Call:
         """Seconds in steps with prompt tokens of this call (prefill) and in its other steps (decode)."""
 
 class Engine:
-    def __init__(self, weights: Weights, cache_bytes: int | None, max_step_tokens: int) -> None:
+    def __init__(
+        self, weights: Weights, cache_bytes: int | None, max_step_tokens: int, keep_prefixes: bool = False
+    ) -> None:
         """Generates for all calls that are under way on one model."""
+    @property
+    def kernels(self) -> str:
+        """Device type and kernels, such as 'cpu avx2'."""
+    def fingerprint(self) -> int:
+        """The present values of all weights, as one number of 64 bits."""
+    def keep_prefixes_of(self, fingerprint: int) -> bool:
+        """Drops the prefixes that were computed with other weights; whether there were any."""
+    def clear_prefixes(self) -> None:
+        """Drops all prefixes, and the memory of the cache if no call is under way."""
+    def read_prefix(self, tokens: Sequence[int], fingerprint: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [layers, kv_heads, T, head_dim] of tokens that are kept."""
+    def write_prefix(self, tokens: Sequence[int], keys: Tensor, values: Tensor, fingerprint: int) -> None:
+        """Keeps tokens with what read_prefix gave."""
     def check(self, request: Request) -> None:
         """Raises what add would raise for a bad request or for want of room."""
     def add(self, request: Request) -> Call:

@@ -26,6 +26,7 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
     from demiurgic.loading import load
     from demiurgic.model import DemiurgicForCausalLM, DemiurgicModel, DemiurgicPreTrainedModel
     from demiurgic.output import GenerationError, GenerationOutput, ScoreError
+    from demiurgic.sessions import Session, SessionInfo, session
     from demiurgic.streaming import Stream, StreamEvent, stream
     from demiurgic.text import CODE_STOPS
 
@@ -46,12 +47,15 @@ if not (_sys.argv[:1] == ["-m"] and "demiurgic.info" in _sys.orig_argv):
         "GenerationError",
         "GenerationOutput",
         "ScoreError",
+        "Session",
+        "SessionInfo",
         "HtmlView",
         "generate",
         "html_view",
         "load",
         "options",
         "score",
+        "session",
         "show",
         "Stream",
         "StreamEvent",

@@ -7,7 +7,7 @@ import operator
 import threading
 import weakref
 from collections.abc import Collection
-from typing import Any, SupportsIndex
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,8 @@ def generate(
     streamer: Any = None,
     max_running: int = DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
-    max_step_tokens: int = DEFAULT_STEP_TOKENS,
+    max_step_tokens: int | None = None,
+    session: EngineSource | None = None,
     draft_model: nn.Module | None = None,
     tokenizer: Any = None,
     **options: Any,
@@ -76,7 +77,9 @@ def generate(
             token, by `put`, and `end()` when the generation ends, also by an exception. For one row only.
         max_running: most rows that are computed at a time, 1 or more; the others wait.
         cache_bytes: most memory of the key/value cache in bytes. None: nine tenths of what is free on the device.
-        max_step_tokens: most prompt tokens computed at a time, 1 or more; longer prompts go in chunks.
+        max_step_tokens: most prompt tokens computed at a time, 1 or more; longer prompts go in chunks. None: 512.
+        session: what demiurgic.session returned for this model: the call uses the prefixes that it keeps, and leaves
+            its own there. The session has cache_bytes and max_step_tokens, they are not given here.
         draft_model: a smaller DemiurgicForCausalLM with the same vocabulary on the same device, which guesses the next
             tokens (speculative decoding; Leviathan et al., 2023). Right guesses save steps of `model`; the result is
             the same, whatever it guesses. Its own cache takes what `cache_bytes` leaves.
@@ -121,6 +124,7 @@ def generate(
         cache_bytes=cache_bytes,
         max_step_tokens=max_step_tokens,
         draft_model=draft_model,
+        session=session,
         streamer=streamer,
     )
     with generation, ProgressBar(generation, progress) as bar, StreamerFeed(generation, streamer) as feed:
@@ -141,7 +145,8 @@ def score(
     *,
     max_running: int = DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
-    max_step_tokens: int = DEFAULT_STEP_TOKENS,
+    max_step_tokens: int | None = None,
+    session: EngineSource | None = None,
 ) -> Tensor:
     """How probable `model` finds given tokens, with the weights that it has now.
 
@@ -157,7 +162,9 @@ def score(
             the model's pad_token_id at the edges are padding unless that id is BOS or EOS.
         max_running: most rows that are computed at a time, 1 or more; the others wait.
         cache_bytes: most memory of the key/value cache in bytes. None: nine tenths of what is free on the device.
-        max_step_tokens: most tokens computed at a time, 1 or more.
+        max_step_tokens: most tokens computed at a time, 1 or more. None: 512.
+        session: what demiurgic.session returned for this model: its cache is used, but every token is computed, since
+            its logits are wanted, and nothing is kept.
 
     Returns:
         float32 [B, T - 1] on the device of `input_ids` (of the model for lists): `[b, t]` is the natural log of the
@@ -173,7 +180,7 @@ def score(
     _check_limits(max_running, cache_bytes, max_step_tokens)
     module = unwrap(model)
     prompts = _prompts(input_ids, attention_mask, _resolved(_C.GenerationConfig(), module.config), module.config)
-    engine = _engine_for(module, live_weights(module), cache_bytes, max_step_tokens)
+    engine = _engine_for(module, cache_bytes, max_step_tokens, session)
     _warn_past_context("input_ids has rows of", max(map(len, prompts.ids)), module.config)
     scored = engine.score(prompts.ids, max_running)
     result = torch.full((len(scored), max(prompts.width - 1, 0)), torch.nan, dtype=torch.float32, device="cpu")
@@ -227,7 +234,8 @@ class Generation:
         want_logprobs: bool = False,
         max_running: int = DEFAULT_MAX_RUNNING,
         cache_bytes: int | None = None,
-        max_step_tokens: int = DEFAULT_STEP_TOKENS,
+        max_step_tokens: int | None = None,
+        session: EngineSource | None = None,
         streamer: Any = None,
         draft_model: nn.Module | None = None,
         always_drafts: bool = False,
@@ -248,7 +256,7 @@ class Generation:
         check_streamer(streamer, num_rows=len(self.prompts.ids) * self.copies)
         self._pad = _padding_id(config)
         self._want_logprobs = want_logprobs
-        self._engine = _engine_for(module, live_weights(module), cache_bytes, max_step_tokens)
+        self._engine = _engine_for(module, cache_bytes, max_step_tokens, session)
         num_prompts = len(self.prompts.ids)
         self._token_bytes = None if tokenizer is None else token_bytes(tokenizer)
         lengths: list[int] = []
@@ -416,7 +424,20 @@ _engines: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[_C.Engine]] = wea
 _engines_lock = threading.Lock()
 
 
-def _engine_for(module: nn.Module, weights: _C.Weights, cache_bytes: int | None, max_step_tokens: int) -> _C.Engine:
+@runtime_checkable
+class EngineSource(Protocol):
+    """What a call takes its engine from instead of sharing that of the module: a demiurgic.sessions.Session."""
+
+    def engine_for(self, module: nn.Module) -> _C.Engine:
+        """The engine of a call that begins now."""
+
+
+def _engine_for(
+    module: nn.Module, cache_bytes: int | None, max_step_tokens: int | None, session: EngineSource | None
+) -> _C.Engine:
+    if session is not None:
+        return _engine_of_session(module, cache_bytes, max_step_tokens, session)
+    weights, max_step_tokens = live_weights(module), max_step_tokens or DEFAULT_STEP_TOKENS
     with _engines_lock:
         engines = _engines.setdefault(module, weakref.WeakSet())
         for engine in engines:
@@ -425,6 +446,19 @@ def _engine_for(module: nn.Module, weights: _C.Weights, cache_bytes: int | None,
         engine = _C.Engine(weights, cache_bytes, max_step_tokens)
         engines.add(engine)
         return engine
+
+
+def _engine_of_session(
+    module: nn.Module, cache_bytes: int | None, max_step_tokens: int | None, session: EngineSource
+) -> _C.Engine:
+    if not isinstance(session, EngineSource):
+        raise TypeError(f"session is a {type(session).__name__}; give what demiurgic.session returned.")
+    for name, given in (("cache_bytes", cache_bytes), ("max_step_tokens", max_step_tokens)):
+        if given is not None:
+            raise ValueError(
+                f"{name} is given to a call of a session, whose calls share one cache; give it to demiurgic.session."
+            )
+    return session.engine_for(module)
 
 
 # Keywords of generate that are no options of GenerationConfig.
@@ -439,6 +473,7 @@ _KEYWORDS = (
     "cache_bytes",
     "max_step_tokens",
     "draft_model",
+    "session",
     "tokenizer",
     "stop_strings",
 )
@@ -460,9 +495,14 @@ def _check_flag(name: str, value: Any) -> None:
 
 def _check_limits(max_running: Any, cache_bytes: Any, max_step_tokens: Any) -> None:
     _check_count("max_running", max_running)
-    _check_count("max_step_tokens", max_step_tokens)
-    if cache_bytes is not None:
-        _check_count("cache_bytes", cache_bytes)
+    check_cache_limits(cache_bytes, max_step_tokens)
+
+
+def check_cache_limits(cache_bytes: Any, max_step_tokens: Any) -> None:
+    """TypeError or ValueError where one is neither None nor an integer of 1 or more."""
+    for name, count in (("max_step_tokens", max_step_tokens), ("cache_bytes", cache_bytes)):
+        if count is not None:
+            _check_count(name, count)
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -620,6 +620,20 @@ class DemiurgicForCausalLM(DemiurgicPreTrainedModel):
 
         return score(self, input_ids, attention_mask, **keywords)
 
+    def session(self, cache_bytes: int | None = None, *, max_step_tokens: int | None = None) -> Any:
+        """Calls that keep what they have computed for others that begin as they do: demiurgic.session.
+
+        Args:
+            cache_bytes: most memory of the session's cache in bytes.
+            max_step_tokens: most prompt tokens computed at a time.
+
+        Returns:
+            demiurgic.Session, to be used with `with`: generate, stream, score, prefill, save_prefix, load_prefix, info.
+        """
+        from demiurgic.sessions import session
+
+        return session(self, cache_bytes, max_step_tokens=max_step_tokens)
+
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # `.to_empty()` and friends may give each module a new Parameter: what was one stays one.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -72,16 +72,18 @@ class StockHook(Hook):
     def __call__(self, step: Step) -> Any:
         rows = step.rows.tolist()
         columns = [self._columns(row, length) for row, length in zip(rows, step.lengths, strict=True)]
+        widths = sorted(set(columns))
+        if len(widths) == 1:
+            return self._answer(step._replace(input_ids=step.input_ids[:, -widths[0] :]), rows)
         parts = []
-        for width in sorted(set(columns)):
+        for width in widths:
             places = [i for i, own in enumerate(columns) if own == width]
             index = torch.tensor(places, device=step.scores.device)
             part = Step(
                 step.input_ids[index, -width:], step.scores[index], step.rows[index], [step.lengths[i] for i in places]
             )
-            parts.append((index, self._answer(part, [rows[i] for i in places])))
-        if len(parts) == 1:
-            return parts[0][1]
+            answer = self._answer(part, [rows[i] for i in places])
+            parts.append((index, answer if isinstance(answer, Tensor) else torch.full((len(places),), bool(answer))))
         joined = torch.empty((len(rows), *parts[0][1].shape[1:]), dtype=parts[0][1].dtype, device=step.scores.device)
         for index, answer in parts:
             joined[index] = answer.to(joined.device)

@@ -35,8 +35,8 @@ def processors_as_options(processors: Sequence[Any], around: Surroundings) -> tu
     for processor, kind in zip(processors, kinds, strict=True):
         if kind is not None:
             _check_conflict(processor, kind, around)
-            if kind.option in _OFF:  # where it becomes an option after all, this is replaced
-                options[kind.option] = _OFF[kind.option]
+            # Where it becomes an option after all, this is replaced.
+            options |= {name: _OFF[name] for name in (kind.option, *_STANDS_IN.get(kind.option, ())) if name in _OFF}
     native: dict[str, Any] = {}
     first, step = 0, 0
     while first < len(processors) and (kind := kinds[first]) is not None and kind.step < _HOOKS_STEP:
@@ -73,7 +73,8 @@ def _join(native: dict[str, Any], values: dict[str, Any], around: Surroundings) 
 
 
 def _check_conflict(processor: Any, kind: _Kind, around: Surroundings) -> None:
-    for name in (kind.option, *_BESIDE.get(kind.option, ())):
+    beside = {"top_p": ("typical_p",)} | _STANDS_IN
+    for name in (kind.option, *beside.get(kind.option, ())):
         if name in around.given and name in _OFF and getattr(around.config, name) != _OFF[name]:
             refuse_beside("logits_processor", processor, around.config, name)
 
@@ -92,7 +93,7 @@ _OFF: dict[str, Any] = {
     "min_length": 0,
     "min_new_tokens": 0,
 }
-_BESIDE = {"top_p": ("typical_p",), "typical_p": ("top_p",)}  # typical_p stands in for top_p
+_STANDS_IN = {"typical_p": ("top_p",)}  # which means nothing beside it
 
 
 def _temperature(processor: Any, _: Surroundings) -> dict[str, Any] | None:
@@ -170,7 +171,7 @@ _KINDS = {
 }
 
 
-# ---- those that are called ---
+# ---- those that are called -------------------------------------------------------------------------------------------
 
 # Keep something for each place in the batch, which changes when a row ends.
 _BOUND_TO_BATCH = {

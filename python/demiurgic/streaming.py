@@ -13,7 +13,7 @@ from torch import nn
 
 from demiurgic import _C
 from demiurgic.auto_length import take_auto_length
-from demiurgic.engine import DEFAULT_MAX_RUNNING, DEFAULT_STEP_TOKENS, Generation, given_names, merged
+from demiurgic.engine import DEFAULT_MAX_RUNNING, EngineSource, Generation, given_names, merged
 from demiurgic.output import GenerationOutput
 from demiurgic.text_stream import TextStream, decoder_of
 from demiurgic.token_bytes import token_bytes
@@ -198,7 +198,8 @@ def stream(
     stopping_criteria: Any = None,
     max_running: int = DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
-    max_step_tokens: int = DEFAULT_STEP_TOKENS,
+    max_step_tokens: int | None = None,
+    session: EngineSource | None = None,
     draft_model: nn.Module | None = None,
     **options: Any,
 ) -> Stream:
@@ -213,7 +214,7 @@ def stream(
         tokenizer: makes `text` of the ids: as in generate, or, where no option looks at the text, anything with
             `decode(ids)`. None: no text.
         generation_config, options, logits_processor, stopping_criteria, max_running, cache_bytes, max_step_tokens,
-            draft_model: as in generate. What a hook raises leaves the iterator.
+            session, draft_model: as in generate. What a hook raises leaves the iterator.
 
     Returns:
         A Stream: an iterator over StreamEvent, at most one a row and step, in the order of the rows within a step.
@@ -237,6 +238,7 @@ def stream(
         cache_bytes=cache_bytes,
         max_step_tokens=max_step_tokens,
         draft_model=draft_model,
+        session=session,
         tokenizer=tokenizer if looks_at_text else known_or_none(tokenizer),
         auto_length=auto_length,
     )

@@ -37,9 +37,16 @@ struct Interrupted {};
 // The locks of csrc/engine.cpp, under the same names, around the real scheduler.
 class TestEngine {
 public:
-    TestEngine(int64_t num_blocks, int64_t max_step_tokens) : scheduler_(blocks_, max_step_tokens) {
+    TestEngine(int64_t num_blocks, int64_t max_step_tokens, bool keeps_prefixes = false)
+        : scheduler_(blocks_, max_step_tokens, keeps_prefixes ? &kept_.emplace(blocks_) : nullptr) {
         blocks_.grow(num_blocks);
-        cache_.resize(num_blocks * kBlockSize, -1);
+        cache_.resize(num_blocks * kBlockSize, Slot{-1, -1});
+    }
+
+    // The weights have changed: what was computed before is of use to nobody who starts now.
+    void drop_prefixes() {
+        const std::lock_guard lock(mutex_);
+        kept_->clear();
     }
 
     void add(const std::shared_ptr<Call>& call) {
@@ -82,6 +89,8 @@ public:
     const KVBlocks& blocks() const { return blocks_; }
     int64_t num_preemptions() const { return scheduler_.num_preemptions(); }
     int64_t num_copies() const { return num_copies_; }
+    int64_t num_hits() const { return scheduler_.num_hits(); }
+    const PrefixIndex& kept() const { return *kept_; }
     int64_t num_interrupted() const { return num_interrupted_; }
 
 private:
@@ -105,14 +114,16 @@ private:
     void step(std::unique_lock<std::mutex>& lock, bool interrupt) {
         const Stepping stepping(*this, lock);
         const std::vector<Work> work = scheduler_.plan();
+        const int64_t epoch = kept_ ? kept_->epoch() : 0;
         lock.unlock();
         for (const BlockCopy& copy : scheduler_.pending_copies()) {
+            check(copy.from != copy.to, "a block is copied onto itself");
             std::copy_n(cache_.begin() + copy.from * kBlockSize, kBlockSize, cache_.begin() + copy.to * kBlockSize);
             ++num_copies_;
         }
         scheduler_.pending_copies().clear();
         check_plan(work);
-        const std::vector<int64_t> tokens = compute(work);
+        const std::vector<int64_t> tokens = compute(work, epoch);
         if (interrupt) {
             ++num_interrupted_;
             throw Interrupted{};
@@ -138,19 +149,21 @@ private:
         }
     }
 
-    // A token for each sequence that gets one; -1 for the others.
-    std::vector<int64_t> compute(const std::vector<Work>& work) {
+    // A token for each sequence that gets one; -1 for the others. `epoch`: which weights there are.
+    std::vector<int64_t> compute(const std::vector<Work>& work, int64_t epoch) {
         for (const Work& part : work) {
             for (int64_t i = part.start; i < part.start + part.count; ++i) {
-                cache_[slot(*part.sequence, i)] = part.sequence->tokens[i];
+                cache_[slot(*part.sequence, i)] = {part.sequence->tokens[i], epoch};
             }
         }
         std::vector<int64_t> tokens;
         for (const Work& part : work) {
             const Sequence& sequence = *part.sequence;
             for (int64_t i = 0; i < part.start + part.count; ++i) {
-                check(cache_[slot(sequence, i)] == sequence.tokens[i],
+                const Slot& found = cache_[slot(sequence, i)];
+                check(found.token == sequence.tokens[i],
                       "the cache of a sequence does not hold its token " + std::to_string(i));
+                check(found.epoch >= sequence.epoch, "a sequence found what older weights have computed");
             }
             const bool gives_token = !sequence.scored && part.gives_token();
             tokens.push_back(gives_token ? next_token(sequence.tokens, sequence.seed) : -1);
@@ -190,20 +203,27 @@ private:
         std::erase_if(calls_, [](const auto& call) { return call->finished(); });
     }
 
+    struct Slot {
+        int64_t token;  // that stands there
+        int64_t epoch;  // in which it was computed
+    };
+
     std::mutex mutex_;
     std::condition_variable step_done_;
     bool stepping_ = false;
     int64_t num_adding_ = 0;
     KVBlocks blocks_{kBlockSize};
+    std::optional<PrefixIndex> kept_;
     Scheduler scheduler_;
     std::vector<std::shared_ptr<Call>> calls_;
-    std::vector<int64_t> cache_;  // by slot: the token that stands there. No lock: the stepping thread's own
+    std::vector<Slot> cache_;  // No lock: the stepping thread's own
     int64_t num_copies_ = 0, num_interrupted_ = 0;
 };
 
 // One call, drawn from a number: prompts, copies of each, options.
 struct Plan {
-    explicit Plan(uint64_t number) : random(mix(number)) {
+    // `alike`: prompts begin as others do.
+    explicit Plan(uint64_t number, bool alike = false) : random(mix(number)) {
         auto config = std::make_shared<GenerationConfig>();
         config->max_new_tokens = draw(40);
         config->eos_token_id = Ids{1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
@@ -218,7 +238,8 @@ struct Plan {
         for (int64_t i = 0; i < num_prompts; ++i) {
             std::vector<int64_t> prompt;
             const int64_t length = 1 + draw(100);
-            for (int64_t j = 0; j < length; ++j) prompt.push_back(100 + draw(900));
+            const int64_t num_alike = alike ? draw(length + 1) : 0, kind = draw(2);
+            for (int64_t j = 0; j < length; ++j) prompt.push_back(j < num_alike ? 14 + kind : 100 + draw(900));
             const auto shared = copies > 1 && config->use_cache ? std::make_shared<SharedPrompt>() : nullptr;
             for (int64_t copy = 0; copy < copies; ++copy) {
                 auto sequence = std::make_unique<Sequence>(prompt, config, static_cast<uint64_t>(draw(1 << 30)));
@@ -260,9 +281,10 @@ void check_row(const Sequence& row) {
 }
 
 // What one thread of the user does.
-void use(TestEngine& engine, int64_t thread, int64_t num_calls) {
+void use(TestEngine& engine, int64_t thread, int64_t num_calls, bool keeps_prefixes) {
     for (int64_t i = 0; i < num_calls; ++i) {
-        Plan plan(static_cast<uint64_t>(thread * 1000 + i));
+        Plan plan(static_cast<uint64_t>(thread * 1000 + i), keeps_prefixes);
+        if (keeps_prefixes && plan.draw(8) == 0) engine.drop_prefixes();
         engine.add(plan.call);
         const int64_t cancelled_after = plan.draw(4) == 0 ? plan.draw(10) : -1;
         for (int64_t steps = 0;; ++steps) {
@@ -276,16 +298,15 @@ void use(TestEngine& engine, int64_t thread, int64_t num_calls) {
     }
 }
 
-void many_threads_get_what_one_would() {
+void use_by_many_threads(TestEngine& engine, bool keeps_prefixes) {
     constexpr int kThreads = 4;
     constexpr int64_t kCalls = 60;
-    TestEngine engine(/*num_blocks=*/24, /*max_step_tokens=*/40);
     std::vector<std::string> problems(kThreads);
     std::vector<std::thread> threads;
     for (int i = 0; i < kThreads; ++i) {
-        threads.emplace_back([&engine, &problems, i] {
+        threads.emplace_back([&engine, &problems, keeps_prefixes, i] {
             try {
-                use(engine, i, kCalls);
+                use(engine, i, kCalls, keeps_prefixes);
             } catch (const std::exception& error) {
                 problems[i] = error.what();
                 std::fprintf(stderr, "%s\n", error.what());
@@ -294,9 +315,105 @@ void many_threads_get_what_one_would() {
     }
     for (std::thread& thread : threads) thread.join();
     for (const std::string& problem : problems) check(problem.empty(), problem);
+}
+
+void many_threads_get_what_one_would() {
+    TestEngine engine(/*num_blocks=*/24, /*max_step_tokens=*/40);
+    use_by_many_threads(engine, false);
     check(engine.blocks().num_used() == 0, std::to_string(engine.blocks().num_used()) + " blocks are held by nobody");
     check(engine.num_preemptions() > 0 && engine.num_copies() > 0 && engine.num_interrupted() > 0,
           "no sequence was preempted, forked or interrupted: the test shows little");
+}
+
+void many_threads_share_kept_prefixes() {
+    TestEngine engine(/*num_blocks=*/30, /*max_step_tokens=*/40, /*keeps_prefixes=*/true);
+    use_by_many_threads(engine, true);
+    check(engine.blocks().num_used() == engine.kept().num_blocks(), "blocks are held by nobody");
+    check(engine.num_hits() > 0 && engine.kept().num_evicted() > 0 && engine.num_preemptions() > 0,
+          "no prefix was found or evicted, or no sequence preempted: the test shows little");
+    engine.drop_prefixes();
+    check(engine.blocks().num_used() == 0 && engine.kept().num_tokens() == 0, "dropped prefixes hold blocks");
+}
+
+// The index against a list of what it was given: the longest common prefix with any of it, in blocks that hold it.
+void the_index_finds_the_longest_prefix() {
+    for (uint64_t round = 0; round < 200; ++round) {
+        KVBlocks blocks(kBlockSize);
+        blocks.grow(400);
+        PrefixIndex kept(blocks);
+        std::vector<int64_t> cache(400 * kBlockSize, -1);
+        std::vector<std::vector<int64_t>> given;
+        uint64_t random = mix(round);
+        const auto draw = [&](uint64_t end) { return static_cast<int64_t>((random = mix(random)) % end); };
+        const auto text = [&] {
+            std::vector<int64_t> tokens;
+            if (!given.empty()) tokens = given[draw(given.size())];
+            tokens.resize(tokens.empty() ? 0 : draw(tokens.size() + 1));
+            for (int64_t more = draw(40); more > 0; --more) tokens.push_back(draw(2));
+            return tokens;
+        };
+        const auto longest = [&](const std::vector<int64_t>& tokens) {
+            int64_t most = 0;
+            for (const std::vector<int64_t>& other : given) {
+                const auto end = std::mismatch(tokens.begin(), tokens.end(), other.begin(), other.end()).first;
+                most = std::max<int64_t>(most, end - tokens.begin());
+            }
+            return most;
+        };
+        for (int step = 0; step < 12; ++step) {
+            const std::vector<int64_t> tokens = text();
+            const int64_t limit = draw(tokens.size() + 1);
+            const PrefixIndex::Prefix found = kept.find(tokens, limit);
+            check(found.num_tokens == std::min(limit, longest(tokens)), "not the longest prefix was found");
+            check(static_cast<int64_t>(found.blocks.size()) == blocks.blocks_for(found.num_tokens),
+                  "blocks are missing");
+            for (int64_t i = 0; i < found.num_tokens; ++i) {
+                check(cache[found.blocks[i / kBlockSize] * kBlockSize + i % kBlockSize] == tokens[i],
+                      "a block holds other tokens");
+            }
+            std::vector<int32_t> table;
+            blocks.extend(table, static_cast<int64_t>(tokens.size()));
+            for (size_t i = 0; i < tokens.size(); ++i)
+                cache[table[i / kBlockSize] * kBlockSize + i % kBlockSize] = tokens[i];
+            kept.keep(tokens, static_cast<int64_t>(tokens.size()), table);
+            blocks.release(table);
+            given.push_back(tokens);
+            check(blocks.num_used() == kept.num_blocks(), "what is kept twice holds two blocks");
+        }
+        int64_t evicted = 0;
+        while (kept.evict()) ++evicted;
+        check(evicted == kept.num_evicted() && blocks.num_used() == 0 && kept.num_tokens() == 0,
+              "not all can be evicted");
+    }
+}
+
+// Those of the path that was used last go last, and from its end.
+void the_least_recently_used_is_evicted_first() {
+    KVBlocks blocks(kBlockSize);
+    blocks.grow(10);
+    PrefixIndex kept(blocks);
+    const auto keep = [&](int64_t token, int64_t length) {
+        std::vector<int32_t> table;
+        blocks.extend(table, length);
+        kept.keep(std::vector<int64_t>(length, token), length, table);
+        blocks.release(table);
+    };
+    const auto left = [&](int64_t token) { return kept.find(std::vector<int64_t>(99, token), 99).num_tokens; };
+    keep(1, 40);
+    keep(2, 32);
+    keep(3, 16);
+    check(left(3) == 16 && left(1) == 40, "something is not kept");  // used now, so 2 is the oldest
+    std::vector<int32_t> user = kept.find(std::vector<int64_t>(16, 3), 16).blocks;
+    blocks.hold(user[0]);
+    kept.evict();
+    kept.evict();
+    kept.evict();
+    check(left(2) == 0, "the least recently used is kept");
+    check(left(1) == 32, "the end of the next is kept");
+    while (kept.evict()) {
+    }
+    check(left(3) == 16 && left(1) == 0, "a block in use was evicted, or one that is not is kept");
+    blocks.release(user);
 }
 
 // From another thread while a step computes, as a signal or a closed stream does it.
@@ -355,6 +472,9 @@ int main(int argc, char** argv) {
     return run_tests(
         {
             {"many threads get what one would", many_threads_get_what_one_would},
+            {"many threads share kept prefixes", many_threads_share_kept_prefixes},
+            {"the index finds the longest prefix", the_index_finds_the_longest_prefix},
+            {"the least recently used is evicted first", the_least_recently_used_is_evicted_first},
             {"a call is cancelled by another thread", a_call_is_cancelled_by_another_thread},
             {"what does not fit is refused", what_does_not_fit_is_refused},
         },

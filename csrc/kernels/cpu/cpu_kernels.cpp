@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 
+#include "kernels/cpu/checksum.h"
 #include "kernels/cpu/float_mode.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/sample.h"
@@ -135,6 +136,7 @@ Kernels make_kernels(const Isa& isa, const Entries& entries, const Kernels& refe
     kernels.head = {head, isa.name};
     kernels.sample = {sample, isa.name};
     kernels.log_probability = {log_probability, isa.name};
+    kernels.checksum = {checksum, isa.name};
     kernels.exact_rows = true;
     kernels.float_activations = true;
     kernels.entries = &entries;

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <ATen/core/grad_mode.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+namespace demiurgic {
+
+// The user's process may be in any mode of torch; generation has one of its own and leaves the other as it was.
+struct NeutralMode {
+    explicit NeutralMode(at::Device device) : device_guard(device) {}
+
+    c10::InferenceMode no_inference_mode{false};
+    at::NoGradGuard no_grad;
+    c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+    c10::DeviceGuard device_guard;
+};
+
+}  // namespace demiurgic
