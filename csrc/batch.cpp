@@ -25,7 +25,7 @@ Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device devic
         const int64_t end = start + count, past_drafts = end + static_cast<int64_t>(drafts.size());
         rows.push_back({static_cast<int64_t>(token_ids.size()), past_drafts - start, past_drafts});
         if (end == sequence->size()) {
-            sampled.push_back({sequence, static_cast<int64_t>(sampled_from.size()), drafts});
+            sampled.push_back({sequence, static_cast<size_t>(end), static_cast<int64_t>(sampled_from.size()), drafts});
             for (int64_t position = end - 1; position < past_drafts; ++position) {
                 sampled_from.push_back(static_cast<int64_t>(token_ids.size()) + position - start);
             }

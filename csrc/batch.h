@@ -12,7 +12,8 @@ namespace demiurgic {
 // A sequence that gets a token from this step, or several.
 struct SampledRow {
     Sequence* sequence;
-    int64_t first_logits;  // which of the R rows of logits follows its last token; those of its drafts come after it
+    size_t first_position;  // of the first of these tokens in the sequence
+    int64_t first_logits;   // which of the R rows of logits follows its last token; those of its drafts come after it
     std::vector<int64_t> drafts;  // that went through the decoder behind its last token
 };
 

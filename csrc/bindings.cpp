@@ -566,6 +566,12 @@ void bind_call(py::module_& m) {
             "Of the distributions at the generated ids from the start-th on: the top ids and their log-probabilities, k "
             "after k, and the entropies; each empty unless it was asked for.")
         .def(
+            "drafts",
+            [](const CallHandle& handle, int64_t row) {
+                return handle.row(row, [](const Sequence& s) { return std::pair(s.num_drafted, s.num_accepted); });
+            },
+            "row"_a, "How many drafts of a row's tokens were verified, and how many of them were accepted.")
+        .def(
             "text",
             [](const CallHandle& handle, int64_t row, int64_t start) {
                 return py::bytes(handle.row(row, [start](const Sequence& s) {
@@ -665,7 +671,7 @@ void bind_engine(py::module_& m) {
                          std::vector<uint64_t> seeds, int64_t max_running, bool want_logprobs,
                          const std::optional<std::shared_ptr<TokenBytes>>& token_bytes,
                          std::vector<int64_t> max_new_tokens, const std::optional<std::shared_ptr<Hooks>>& hooks,
-                         std::optional<double> max_seconds) {
+                         std::optional<double> max_seconds, std::optional<Weights> draft_model, bool always_drafts) {
                  return Request{std::move(prompts),
                                 config,
                                 std::move(seeds),
@@ -674,11 +680,13 @@ void bind_engine(py::module_& m) {
                                 token_bytes.value_or(nullptr),
                                 std::move(max_new_tokens),
                                 hooks.value_or(nullptr),
-                                max_seconds};
+                                max_seconds,
+                                std::move(draft_model),
+                                always_drafts};
              }),
              py::kw_only(), "prompts"_a, "config"_a, "seeds"_a, "max_running"_a, "want_logprobs"_a,
              "token_bytes"_a = py::none(), "max_new_tokens"_a = std::vector<int64_t>(), "hooks"_a = py::none(),
-             "max_seconds"_a = py::none())
+             "max_seconds"_a = py::none(), "draft_model"_a = py::none(), "always_drafts"_a = false)
         .def_readwrite("seeds", &Request::seeds, "One a row of the result, 0 to 2**64 - 1.");
     py::class_<Engine, std::shared_ptr<Engine>> cls(m, "Engine",
                                                     "Generates for all calls that are under way on one model.");

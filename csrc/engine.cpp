@@ -3,15 +3,14 @@
 #include "neutral_mode.h"
 #include "scorer.h"
 #include "stopping.h"
+#include "stopwatch.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <map>
 #include <set>
 #include <sstream>
 #include <stdexcept>
-#include <utility>
 
 namespace demiurgic {
 
@@ -59,7 +58,8 @@ Engine::Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_
       cache_(weights_, kBlockSize),
       decoder_(weights_, kernels_),
       sampler_(kernels_, weights_.device()),
-      scheduler_(blocks_, max_step_tokens, keep_prefixes ? &kept_.emplace(blocks_) : nullptr) {}
+      scheduler_(blocks_, max_step_tokens, keep_prefixes ? &kept_.emplace(blocks_) : nullptr),
+      drafter_(max_step_tokens) {}
 
 bool Engine::serves(const Weights& weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens) const {
     return cache_bytes == cache_bytes_ && max_step_tokens == max_step_tokens_ && weights_.same_layout(weights) &&
@@ -125,6 +125,7 @@ std::shared_ptr<Call> make_call(const Request& request) {
     auto call = std::make_shared<Call>();
     call->max_running = request.max_running;
     call->want_logprobs = request.want_logprobs;
+    call->always_drafts = request.always_drafts;
     call->hooks = request.hooks;
     if (request.max_seconds) {
         // As double, and bounded: who gives years may give any number.
@@ -182,6 +183,7 @@ void Engine::check(const Request& request) const {
     request.config.validate();
     check_prompts(request, vocab);
     check_option_ids(request.config, vocab);
+    check_drafts(request);
     check_text_options(request);
     const std::lock_guard lock(mutex_);
     const int64_t most = most_blocks();
@@ -190,10 +192,43 @@ void Engine::check(const Request& request) const {
     }
 }
 
+void Engine::check_drafts(const Request& request) const {
+    const bool looks_up = !request.config.speculate.empty(), draws = request.draft_model.has_value();
+    if (!looks_up && !draws) return;
+    const std::string name = looks_up ? "speculate='" + request.config.speculate + "'" : "draft_model";
+    if (looks_up && draws) {
+        throw std::invalid_argument(name + " and draft_model both bring drafts of the next tokens; give one of them.");
+    }
+    if (!kernels_.exact_rows) {
+        throw std::invalid_argument(
+            name + " promises the result that there is without it, so it needs kernels whose bits " +
+            "do not depend on how many tokens are computed at once. " + why_rows_are_not_exact() + " Leave it out.");
+    }
+    if (!draws) return;
+    const int64_t vocab = weights_.config().vocab_size, drafts_vocab = request.draft_model->config().vocab_size;
+    if (vocab != drafts_vocab) {
+        throw std::invalid_argument("draft_model has a vocabulary of " + std::to_string(drafts_vocab) +
+                                    " tokens and the model one of " + std::to_string(vocab) +
+                                    "; it must be the same one, with the same ids.");
+    }
+    if (weights_.device() != request.draft_model->device()) {
+        throw std::invalid_argument("draft_model is on " + request.draft_model->device().str() + " and the model on " +
+                                    weights_.device().str() + "; move it there.");
+    }
+}
+
+std::string Engine::why_rows_are_not_exact() const {
+    if (!weights_.device().is_cpu()) return "There are none for " + weights_.device().str() + " yet.";
+    if (!weights_.rows_are_contiguous()) {
+        return "There are none for parameters whose rows do not lie in one piece in memory, as those of a transposed one.";
+    }
+    return "DEMIURGIC_KERNELS asks for the reference kernels, which are not.";
+}
+
 std::shared_ptr<Call> Engine::add(const Request& request, const Poll& poll) {
     check(request);
     std::shared_ptr<Call> call = make_call(request);
-    admit(call, poll);
+    admit(call, poll, request.draft_model);
     return call;
 }
 
@@ -219,9 +254,10 @@ std::vector<Score> Engine::score(const std::vector<std::vector<int64_t>>& rows, 
     return scores;
 }
 
-void Engine::admit(const std::shared_ptr<Call>& call, const Poll& poll) {
+void Engine::admit(const std::shared_ptr<Call>& call, const Poll& poll, const std::optional<Weights>& draft_model) {
     std::unique_lock lock(mutex_);
     wait_for_step(lock, poll);
+    if (draft_model) call->draft_model = draft_model_of(*draft_model);
     grow_cache(*call);
     for (const auto& sequence : call->sequences) {
         ++call->num_unfinished;
@@ -345,14 +381,51 @@ double Engine::blocks_wanted_now() const {
     return wanted;
 }
 
-void Engine::grow_cache(const Call& added) { grow_cache_to(blocks_wanted_now() + blocks_wanted(added, blocks_)); }
+void Engine::grow_cache(const Call& added) {
+    grow_cache_to(blocks_wanted_now() + blocks_wanted(added, blocks_), &added);
+}
 
-void Engine::grow_cache_to(double wanted) {
+void Engine::grow_cache_to(double wanted, const Call* added) {
     const double most = static_cast<double>(std::min<int64_t>(most_blocks(), INT32_MAX));
     const int64_t capacity = static_cast<int64_t>(std::min(with_kept_blocks(wanted, most), most));
     const NeutralMode mode(weights_.device());
     cache_.grow(capacity);
     blocks_.grow(cache_.num_blocks());
+    share_cache_left(added);
+}
+
+std::shared_ptr<DraftModel> Engine::draft_model_of(const Weights& weights) const {
+    for (const auto& call : calls_) {
+        if (call->draft_model && call->draft_model->weights().same_layout(weights)) return call->draft_model;
+    }
+    return std::make_shared<DraftModel>(weights, kBlockSize, max_step_tokens_);
+}
+
+// Of the calls under way, each once.
+std::vector<DraftModel*> Engine::draft_models(const Call* added) const {
+    std::vector<DraftModel*> models;
+    const auto see = [&models](const Call& call) {
+        DraftModel* model = call.draft_model.get();
+        if (model && std::find(models.begin(), models.end(), model) == models.end()) models.push_back(model);
+    };
+    for (const auto& call : calls_) see(*call);
+    if (added) see(*added);
+    return models;
+}
+
+// The caches of draft models get what the engine's own leaves. With less than they want they bring fewer drafts.
+void Engine::share_cache_left(const Call* added) {
+    const std::vector<DraftModel*> models = draft_models(added);
+    int64_t left = cache_bytes_ ? *cache_bytes_ - cache_.num_blocks() * cache_.block_bytes() : 0;
+    for (DraftModel* model : models) {
+        double wanted = added && added->draft_model.get() == model ? blocks_wanted(*added, blocks_) : 0;
+        for (const auto& call : calls_) wanted += call->draft_model.get() == model ? blocks_wanted(*call, blocks_) : 0;
+        const int64_t held = model->num_blocks() * model->block_bytes();
+        if (!cache_bytes_) left = held + free_bytes(weights_.device()) / 10 * 9;
+        const double most = static_cast<double>(std::min<int64_t>(left / model->block_bytes(), INT32_MAX));
+        model->resize(static_cast<int64_t>(std::min(std::max(wanted, static_cast<double>(model->num_blocks())), most)));
+        left -= model->num_blocks() * model->block_bytes();
+    }
 }
 
 bool Engine::advance(Call& call, const Poll& poll) {
@@ -370,28 +443,14 @@ bool Engine::advance(Call& call, const Poll& poll) {
     return !call.finished();
 }
 
-namespace {
-
-// Seconds since it was made or asked.
-class Stopwatch {
-public:
-    double seconds() {
-        const auto before = std::exchange(last_, std::chrono::steady_clock::now());
-        return std::chrono::duration<double>(last_ - before).count();
-    }
-
-private:
-    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
-
-}  // namespace
-
 void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
     const Stepping stepping(*this, lock);
-    Stopwatch watch;
-    const std::vector<Work> work = scheduler_.plan();
+    Stopwatch watch, whole_step;
+    std::vector<Work> work = scheduler_.plan();
+    drafter_.plan(work, scheduler_);
     lock.unlock();
     const NeutralMode mode(weights_.device());
+    drafter_.draw(work, poll);
     cache_.copy(scheduler_.pending_copies());
     scheduler_.pending_copies().clear();
     const Batch batch(work, kBlockSize, weights_.device());
@@ -413,6 +472,7 @@ void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
         accept(rounds, choices);
         charge(work, watch.seconds());
     }
+    drafter_.learn(work, whole_step.seconds());
 }
 
 Choices Engine::sample(const Rounds& rounds, const at::Tensor& logits) {
@@ -432,6 +492,7 @@ void Engine::commit(const std::vector<Work>& work) {
     std::set<Call*> calls;
     for (const Work& part : work) {
         num_computed_tokens_ += part.count + static_cast<int64_t>(part.drafts.size());
+        part.sequence->num_drafted += static_cast<int64_t>(part.drafts.size());
         calls.insert(part.sequence->call);
         scheduler_.computed(part);
     }
@@ -543,6 +604,7 @@ void Engine::finish(Sequence& sequence, FinishReason reason) {
     sequence.finish_reason = reason;
     sequence.repetition.reset();  // its memory
     scheduler_.remove(sequence);
+    if (sequence.call->draft_model) sequence.call->draft_model->forget(sequence);
     --sequence.call->num_unfinished;
 }
 
@@ -567,8 +629,10 @@ void Engine::read(const std::function<void()>& reader) const {
 
 EngineCounters Engine::counters() const {
     const std::lock_guard lock(mutex_);
+    int64_t cache_bytes = cache_.num_blocks() * cache_.block_bytes();
+    for (const DraftModel* model : draft_models()) cache_bytes += model->num_blocks() * model->block_bytes();
     EngineCounters counters{num_steps_, num_computed_tokens_, scheduler_.num_preemptions(), blocks_.num_used(),
-                            cache_.num_blocks() * cache_.block_bytes()};
+                            cache_bytes};
     if (kept_) {
         counters.num_kept_tokens = kept_->num_tokens();
         counters.kept_bytes = kept_->num_blocks() * cache_.block_bytes();

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "decoder.h"
+#include "drafter.h"
 #include "hooks.h"
 #include "kv_cache.h"
 #include "rounds.h"
@@ -28,6 +29,8 @@ struct Request {
     std::vector<int64_t> max_new_tokens;            // one a prompt, in place of the config's; empty: the config's
     std::shared_ptr<const Hooks> hooks = nullptr;   // null: none
     std::optional<double> max_seconds = {};         // rows that are unfinished after so long end, by their length
+    std::optional<Weights> draft_model = {};        // of a smaller model that guesses tokens
+    bool always_drafts = false;                     // as many as there can be, whatever they cost: for tests
 };
 
 // A row of Engine::score.
@@ -63,7 +66,8 @@ public:
     // Whether calls on these live tensors, with these limits, can share this engine.
     bool serves(const Weights& weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens) const;
 
-    // Throws std::invalid_argument or std::out_of_range for a bad request, and NoRoom, with the numbers, where a sequence
+    // Throws std::invalid_argument or std::out_of_range for a bad request, or where drafts are asked for and the kernels do
+    // not keep the bits of a row whatever is computed with it; and NoRoom, with the numbers, where a sequence
     // can never fit.
     void check(const Request& request) const;
 
@@ -123,7 +127,9 @@ private:
     void wait_for_step(std::unique_lock<std::mutex>& lock, const Poll& poll);
 
     void step(std::unique_lock<std::mutex>& lock, const Poll& poll);
-    void admit(const std::shared_ptr<Call>& call, const Poll& poll);
+    void admit(const std::shared_ptr<Call>& call, const Poll& poll, const std::optional<Weights>& draft_model = {});
+    std::shared_ptr<DraftModel> draft_model_of(const Weights& weights) const;
+    std::vector<DraftModel*> draft_models(const Call* added = nullptr) const;
     Choices sample(const Rounds& rounds, const at::Tensor& logits);
     std::vector<float> scores(const Batch& batch, const at::Tensor& logits) const;
     void commit(const std::vector<Work>& work);
@@ -138,7 +144,10 @@ private:
     void finish(Sequence& sequence, FinishReason reason);
     void remove_ended_calls();
     void grow_cache(const Call& added);
-    void grow_cache_to(double blocks_wanted_by_calls);
+    void share_cache_left(const Call* added);
+    void check_drafts(const Request& request) const;
+    std::string why_rows_are_not_exact() const;
+    void grow_cache_to(double blocks_wanted_by_calls, const Call* added = nullptr);
     double with_kept_blocks(double wanted, double most) const;
     double blocks_wanted_now() const;
     void check_fingerprint(uint64_t fingerprint) const;
@@ -168,6 +177,7 @@ private:
     Decoder decoder_;
     Sampler sampler_;
     Scheduler scheduler_;
+    Drafter drafter_;
     std::vector<std::shared_ptr<Call>> calls_;  // unfinished
     int64_t num_steps_ = 0;
     int64_t num_computed_tokens_ = 0;

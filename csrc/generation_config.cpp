@@ -90,6 +90,22 @@ double temperature_of(const Value& value) {
     return given;
 }
 
+constexpr const char* kSpeculate = "'ngram' or None";
+constexpr const char* kDraftTokens = "an integer from 1 to 128";
+
+std::string speculate_of(const Value& value) {
+    if (std::holds_alternative<std::monostate>(value)) return "";
+    const std::string& given = std::get<std::string>(value);
+    if (given != "ngram") refuse("speculate", "'" + given + "'", kSpeculate);
+    return given;
+}
+
+int64_t max_draft_tokens_of(const Value& value) {
+    const int64_t given = integer_in("max_draft_tokens", value, 1, std::nullopt, kDraftTokens);
+    if (given > 128) refuse("max_draft_tokens", text_of(given), kDraftTokens);
+    return given;
+}
+
 int64_t top_logprobs_of(const Value& value) {
     const int64_t given = integer_in("top_logprobs", value, 0, 0, kTopLogprobs);
     if (given > 1000) refuse("top_logprobs", text_of(given), kTopLogprobs);
@@ -241,6 +257,17 @@ std::vector<Option> make_options() {
          }},
         {"use_cache", T::boolean, "bool", "True or False",
          "False computes the whole prefix again at every token: the same result, slowly.", false, BOOLEAN(use_cache)},
+        {"speculate", T::text, "str | None", kSpeculate,
+         "'ngram': what followed the last tokens where they stood before, in the prompt or in what was generated, is "
+         "computed together with the next token, as drafts; those that come are taken at once. The result is the same, "
+         "sooner where text repeats itself.",
+         false, [](const Config& c) -> Value { return c.speculate.empty() ? Value() : Value(c.speculate); },
+         [](Config& c, const Value& v) { c.speculate = speculate_of(v); }},
+        {"max_draft_tokens", T::integer, "int", kDraftTokens,
+         "Most drafts of a row in one step, with speculate or a draft_model. How many there are is chosen by how many "
+         "come and what they cost.",
+         false, [](const Config& c) -> Value { return c.max_draft_tokens; },
+         [](Config& c, const Value& v) { c.max_draft_tokens = max_draft_tokens_of(v); }},
         {"stop", T::texts, "str | list[str] | None", kStops,
          "A row ends, with the reason stop, where its generated text has one of these strings: the one that begins "
          "first counts. Text and tokens end before it. Needs the tokenizer.",

@@ -43,6 +43,8 @@ struct GenerationConfig {
     std::optional<Ids> eos_token_id;
     Ids stop_token_ids;
     bool use_cache = true;
+    std::string speculate;  // "" is None
+    int64_t max_draft_tokens = 16;
     Strings stop;
     bool include_stop = false;
     std::string stop_at;  // "" is None

@@ -49,10 +49,14 @@ std::vector<int32_t> KVBlocks::share(const std::vector<int32_t>& table, int64_t 
     return shared;
 }
 
-void KVBlocks::release(std::vector<int32_t>& table) {
-    for (auto block = table.rbegin(); block != table.rend(); ++block) release(*block);
-    table.clear();
+void KVBlocks::shrink(std::vector<int32_t>& table, int64_t num_tokens) {
+    for (int64_t left = static_cast<int64_t>(table.size()) - blocks_for(num_tokens); left > 0; --left) {
+        release(table.back());
+        table.pop_back();
+    }
 }
+
+void KVBlocks::release(std::vector<int32_t>& table) { shrink(table, 0); }
 
 void KVBlocks::release(int32_t block) {
     if (--references_[block] == 0) free_.push_back(block);

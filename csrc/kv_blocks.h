@@ -32,6 +32,9 @@ public:
     // Gives `table` new blocks until it holds `num_tokens`. False, with nothing changed, if too few are free.
     bool extend(std::vector<int32_t>& table, int64_t num_tokens);
 
+    // Lets go of the blocks of `table` behind those that hold its first `num_tokens`.
+    void shrink(std::vector<int32_t>& table, int64_t num_tokens);
+
     // A second table over the first `num_tokens` of `table`: full blocks are shared; a last, partly filled one is a new
     // block, and `copies` says what to copy into it. False, with nothing changed, if no block is free for it. The block
     // that is copied may be free already: nothing is written to it before the copy is made.

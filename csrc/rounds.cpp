@@ -18,11 +18,18 @@ at::Tensor Rounds::logits(const at::Tensor& all) const {
 }
 
 bool Rounds::next() {
-    const size_t number = number_++;
-    std::erase_if(live_, [number](const SampledRow& row) {
-        return row.sequence->finished() || number >= row.drafts.size() ||
-               row.sequence->tokens.back() != row.drafts[number];
-    });
+    std::vector<SampledRow> going_on;
+    for (SampledRow& row : live_) {
+        const std::vector<int64_t>& tokens = row.sequence->tokens;
+        const size_t position = row.first_position + number_;  // of the token that this round gave
+        const bool came =
+            number_ < row.drafts.size() && position < tokens.size() && tokens[position] == row.drafts[number_];
+        if (!came) continue;
+        ++row.sequence->num_accepted;
+        if (!row.sequence->finished()) going_on.push_back(std::move(row));
+    }
+    live_ = std::move(going_on);
+    ++number_;
     name_sequences();
     return !live_.empty();
 }

@@ -16,7 +16,7 @@ namespace demiurgic {
 
 namespace {
 
-SampleRow row_of(const Sequence& sequence, int64_t vocab) {
+SampleRow row_of(const Sequence& sequence, int64_t position, int64_t vocab) {
     constexpr int64_t nucleus_unit = int64_t{1} << arithmetic::kNucleusBits;
     const GenerationConfig& config = *sequence.config;
     const std::vector<TokenEdit>& edits = sequence.edits.all();
@@ -28,7 +28,7 @@ SampleRow row_of(const Sequence& sequence, int64_t vocab) {
                      nucleus_unit,
                      false,
                      0.0f,
-                     token_bits(sequence.seed, static_cast<uint64_t>(sequence.size()))};
+                     token_bits(sequence.seed, static_cast<uint64_t>(position))};
     if (row.greedy) return row;
     row.temperature = static_cast<float>(config.temperature);
     row.typical = config.typical_p < 1.0;
@@ -53,7 +53,7 @@ bool Sampler::read_options(const std::vector<Sequence*>& sequences, int64_t voca
     bool want_logprobs = false;
     rows_.clear();
     for (const Sequence* sequence : sequences) {
-        rows_.push_back(row_of(*sequence, vocab));
+        rows_.push_back(row_of(*sequence, sequence->size(), vocab));
         want_reports(*sequence, rows_.back());
         want_logprobs |= sequence->call->want_logprobs;
     }
@@ -67,9 +67,17 @@ std::vector<Sample> Sampler::sample(const at::Tensor& logits, const std::vector<
     return samples;
 }
 
+std::vector<Sample> Sampler::guess(const at::Tensor& logits, const std::vector<Ahead>& rows) {
+    rows_.clear();
+    for (const auto& [sequence, position] : rows) rows_.push_back(row_of(*sequence, position, logits.size(1)));
+    std::vector<Sample> samples(rows.size());
+    kernels_.sample(context_, {logits, rows_, /*want_logprobs=*/false, samples});
+    return samples;
+}
+
 at::Tensor Sampler::edited(const at::Tensor& logits, const std::vector<Sequence*>& sequences) {
     rows_.clear();
-    for (const Sequence* sequence : sequences) rows_.push_back(row_of(*sequence, logits.size(1)));
+    for (const Sequence* sequence : sequences) rows_.push_back(row_of(*sequence, sequence->size(), logits.size(1)));
     return edited_copy(logits, rows_);
 }
 

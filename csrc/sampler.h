@@ -22,6 +22,16 @@ public:
     // they are wanted, reports too. Sequences are read, not changed; the same state gives the same tokens.
     std::vector<Sample> sample(const at::Tensor& logits, const std::vector<Sequence*>& sequences);
 
+    // A sequence that is to draw the token at `position` of it, at its end or beyond.
+    struct Ahead {
+        const Sequence* sequence;
+        int64_t position;
+    };
+
+    // Guesses of what `sample` will give at positions that are not reached yet: with their random numbers, but the edits of
+    // the tokens that there are. Without log-probabilities.
+    std::vector<Sample> guess(const at::Tensor& logits, const std::vector<Ahead>& rows);
+
     // A copy of `logits` after steps 1 to 5 of the order of sampling, for hooks of the user's to work on.
     at::Tensor edited(const at::Tensor& logits, const std::vector<Sequence*>& sequences);
 

@@ -7,6 +7,7 @@ namespace demiurgic {
 
 std::vector<Work> Scheduler::plan() {
     std::vector<Work> plan;
+    for (Sequence* sequence : running_) blocks_.shrink(sequence->blocks, sequence->size());  // drafts were refused
     const int64_t preemptions_before = num_preemptions_;
     plan_running(plan);
     if (num_preemptions_ == preemptions_before) plan_waiting(plan);
@@ -155,6 +156,15 @@ bool Scheduler::make_room(Sequence& sequence, int64_t num_tokens) {
         if (&last == &sequence) return false;
     }
     return true;
+}
+
+int64_t Scheduler::make_room_for_drafts(const Work& work, int64_t most) {
+    std::vector<int32_t>& blocks = work.sequence->blocks;
+    const int64_t end = work.start + work.count;
+    const int64_t room = (static_cast<int64_t>(blocks.size()) + blocks_.num_free()) * blocks_.block_size() - end;
+    const int64_t count = std::min(most, room);
+    blocks_.extend(blocks, end + count);
+    return count;
 }
 
 void Scheduler::preempt(Sequence& sequence) {

@@ -48,6 +48,11 @@ public:
     // fit though it has the cache for itself.
     std::vector<Work> plan();
 
+    // Gives the sequence of `work` blocks for drafts behind its tokens, of those that are free: for `most` drafts or as many
+    // as there is room for, which is returned. Nobody is preempted for a draft, no kept
+    // prefix is evicted, and the next plan takes back what is unused.
+    int64_t make_room_for_drafts(const Work& work, int64_t most);
+
     // Block copies that must be made, in order, before the work of a plan; clear them once they are made.
     std::vector<BlockCopy>& pending_copies() { return pending_copies_; }
 

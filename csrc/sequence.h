@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "prompt_lookup.h"
 #include "repetition_guard.h"
 #include "reports.h"
 #include "row_text.h"
@@ -19,6 +20,7 @@ enum class FinishReason { none, eos, stop, length, error, cancelled, repetition 
 
 const char* name_of(FinishReason reason);
 
+class DraftModel;
 struct Call;
 struct Hooks;
 struct SharedPrompt;
@@ -63,7 +65,10 @@ struct Sequence {
     const int64_t max_tokens;  // prompt included
     bool scored = false;
 
-    TokenEdits edits;  // of the logits of the next token
+    TokenEdits edits;                      // of the logits of the next token
+    std::unique_ptr<PromptLookup> lookup;  // where drafts come from the sequence itself
+    int64_t num_drafted = 0;               // drafts that went through the decoder
+    int64_t num_accepted = 0;              // of them, those that came
 
     std::unique_ptr<RowText> text;                // null without a tokenizer
     std::unique_ptr<RepetitionGuard> repetition;  // null where stop_on_repetition is off
@@ -102,6 +107,8 @@ struct Call {
     std::vector<std::unique_ptr<Sequence>> sequences;  // in the order of the rows of the result
     int64_t max_running = 256;
     bool want_logprobs = false;
+    std::shared_ptr<DraftModel> draft_model;                        // where drafts come from a model
+    bool always_drafts = false;                                     // as many as there can be, whatever they cost
     std::shared_ptr<const Hooks> hooks;                             // of the user's; null: none
     std::optional<std::chrono::steady_clock::time_point> deadline;  // what is unfinished then, ends
 

@@ -13,20 +13,25 @@ REPOSITORY = Path(__file__).parents[1]
 
 # Lowest first. A file may include those of lower rows, and its own header; a new file needs a place here.
 CXX_LAYERS = [
-    {"generation_config", "philox", "kv_blocks", "kernels", "byte_automaton", "token_bytes", "neutral_mode"},
-    {"token_edits", "model_config", "function_end", "code_block_end", "repetition_guard", "reports", "prefix_index"},
+    {"generation_config", "philox", "kv_blocks", "kernels", "ngram_index", "draft_budget", "stopwatch"}
+    | {"byte_automaton", "token_bytes", "neutral_mode"},
+    {"token_edits", "model_config", "prompt_lookup", "function_end", "code_block_end", "repetition_guard", "reports"}
+    | {"prefix_index"},
     {"row_text"},
     {"sequence"},
     {"stopping", "weights"},
     {"scheduler", "kv_cache"},
     {"batch", "sampler", "scorer", "fingerprint"},
     {"decoder", "rounds", "hooks"},
+    {"draft_model"},
+    {"drafter"},
     {"engine"},
     {"engine_prefixes"},
     {"bindings"},
 ]
 # What decides who runs knows integers only, not even through a header of ours.
 INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "sequence", "stopping", "scheduler"}
+INTEGERS_ONLY |= {"ngram_index", "prompt_lookup", "draft_budget"}
 INTEGERS_ONLY |= {"byte_automaton", "token_bytes", "function_end", "code_block_end", "repetition_guard", "row_text"}
 INTEGERS_ONLY |= {"reports", "prefix_index"}
 TENSORS = r"<(ATen|c10|torch|cuda)"

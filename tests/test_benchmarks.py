@@ -21,6 +21,7 @@ import peers
 import prefill
 import session
 import sizes
+import speculation
 import table
 from formats import interleaved
 from torch_loop import rotate
@@ -165,6 +166,22 @@ def test_operations_of_a_prompt() -> None:
     attention = 2 * 2 * 2 * (1 + 2 + 3) * 32
     assert TINY.flops(3) == products + attention + 2 * 97 * 32
     assert TINY.flops(3, rows=5) == 5 * TINY.flops(3)
+
+
+# --- speculation -----------------------------------------------------------------------------------------------------
+
+
+def test_speculation(capsys: pytest.CaptureFixture[str]) -> None:
+    speculation.main(prompts=1, new=12, rounds=1, kinds="method,random", save=None)
+    table, report = report_of(capsys)
+    cells = report["results"]
+    assert [(cell["kind"], cell["mode"]) for cell in cells] == [
+        (kind, mode) for kind in ("method", "random") for mode in ("greedy", "sampled", "hot")
+    ]
+    for cell, line in zip(cells, table.splitlines()[1:], strict=True):
+        assert cell["ratio"] == cell["without"] / cell["with"]
+        assert 1 <= cell["tokens"] <= 12 and cell["accepted"] <= cell["drafted"]
+        assert f"{cell['ratio']:.2f}" in line
 
 
 # --- batching --------------------------------------------------------------------------------------------------------

@@ -228,6 +228,8 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
     "stop_token_ids": (["12"], [12]),
     "seed": (["18446744073709551615"], 2**64 - 1),
     "use_cache": ([], True),
+    "speculate": (["ngram"], "ngram"),
+    "max_draft_tokens": (["5"], 5),
     "stop": (["a,b\\n"], ["a,b\n"]),
     "include_stop": ([], True),
     "stop_at": (["function"], "function"),

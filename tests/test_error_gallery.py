@@ -82,6 +82,28 @@ def spoilt(spoil: Callable[[DemiurgicForCausalLM], Any]) -> Snippet:
     return snippet
 
 
+def speculating(spoil: Callable[[DemiurgicForCausalLM], Any], **keywords: Any) -> Snippet:
+    """generate with drafts, from a good model after something was done to it."""
+
+    def snippet() -> None:
+        model = tiny_model()
+        spoil(model)
+        generate(model, [1, 2], max_new_tokens=2, **keywords)
+
+    return snippet
+
+
+def transposed(model: DemiurgicForCausalLM) -> None:
+    weight = q_proj(model).weight
+    weight.data = weight.data.T.contiguous().T
+
+
+def speculating_on_the_reference_kernels() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEMIURGIC_KERNELS", "reference")
+        call(speculate="ngram")()
+
+
 def row(logits: list[float], **keywords: Any) -> Snippet:
     """generate from a model that gives these logits at every step."""
     return lambda: generate(fixed_logits_model(logits), [0], seed=0, **keywords)
@@ -415,6 +437,8 @@ GALLERY: dict[str, list[Snippet]] = {
         options(stop_at="method"),
         options(stop_on_repetition=1),
         options(repetition_min_tokens=0),
+        options(speculate="draft"),
+        options(max_draft_tokens=0),
     ],
     "Options that contradict each other": [
         options(max_new_tokens=None),
@@ -471,6 +495,13 @@ GALLERY: dict[str, list[Snippet]] = {
         call(prompt_logprobs=True),
         call(entropy=True),
         command('demiurgic generate "x" --top-logprobs 3'),
+    ],
+    "Speculation": [
+        call(speculate="ngram", draft_model=tiny_model()),
+        speculating(transposed, draft_model=tiny_model()),
+        speculating_on_the_reference_kernels,
+        call(draft_model=tiny_model(vocab_size=50)),
+        call(draft_model="tiny"),
     ],
     "Streams and streamers": [
         lambda: stream(tiny_model(), [1, 2], tokenizer="tiny"),

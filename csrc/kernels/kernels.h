@@ -143,6 +143,9 @@ struct Kernels {
     Kernel<LogProbabilityArgs> log_probability;
     Kernel<ChecksumArgs> checksum;
 
+    // A row's bits do not depend on how many tokens and rows are computed with it. What promises the same result however it
+    // is computed asks for this.
+    bool exact_rows = false;
     bool float_activations = false;         // x, q and attended are float32 whatever the weights are
     const cpu::Entries* entries = nullptr;  // for Context::entries
 

@@ -30,6 +30,8 @@ class _AllButMaxNewTokens(TypedDict, total=False):
     stop_token_ids: list[int] | None
     seed: int | list[int] | None
     use_cache: bool
+    speculate: str | None
+    max_draft_tokens: int
     stop: str | list[str] | None
     include_stop: bool
     stop_at: str | None
@@ -76,6 +78,8 @@ class GenerationConfig:
     stop_token_ids: list[int] | None
     seed: int | list[int] | None
     use_cache: bool
+    speculate: str | None
+    max_draft_tokens: int
     stop: str | list[str] | None
     include_stop: bool
     stop_at: str | None
@@ -216,6 +220,8 @@ class Request:
         max_new_tokens: Sequence[int] = [],
         hooks: Hooks | None = None,
         max_seconds: float | None = None,
+        draft_model: Weights | None = None,
+        always_drafts: bool = False,
     ) -> None:
         """What a call asks for; one seed a row, 0 to 2**64 - 1; one of max_new_tokens a prompt, or none."""
 
@@ -247,6 +253,8 @@ class Call:
         were asked for."""
     def processed_logprobs(self, row: int, start: int = 0) -> list[float]:
         """The same by what the options left of the distribution."""
+    def drafts(self, row: int) -> tuple[int, int]:
+        """How many drafts of a row's tokens were verified, and how many of them were accepted."""
     def prompt_logprobs(self, row: int) -> list[float]:
         """Of the prompt's tokens but the first; empty unless they were asked for and are all known."""
     def reports(self, row: int, processed: bool, start: int = 0) -> tuple[list[int], list[float], list[float]]:

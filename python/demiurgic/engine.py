@@ -46,6 +46,7 @@ def generate(
     cache_bytes: int | None = None,
     max_step_tokens: int | None = None,
     session: EngineSource | None = None,
+    draft_model: nn.Module | None = None,
     tokenizer: Any = None,
     **options: Any,
 ) -> Tensor | GenerationOutput:
@@ -79,6 +80,9 @@ def generate(
         max_step_tokens: most prompt tokens computed at a time, 1 or more; longer prompts go in chunks. None: 512.
         session: what demiurgic.session returned for this model: the call uses the prefixes that it keeps, and leaves
             its own there. The session has cache_bytes and max_step_tokens, they are not given here.
+        draft_model: a smaller DemiurgicForCausalLM with the same vocabulary on the same device, which guesses the next
+            tokens (speculative decoding; Leviathan et al., 2023). Right guesses save steps of `model`; the result is
+            the same, whatever it guesses. Its own cache takes what `cache_bytes` leaves.
         tokenizer: the model's, for `texts` of the result and for the options that look at text (stop, stop_at,
             max_new_tokens="auto"): this package's, a tokenizers.Tokenizer, a fast one of transformers or a
             tiktoken.Encoding. What is known of its tokens is made once for each tokenizer object.
@@ -119,6 +123,7 @@ def generate(
         max_running=max_running,
         cache_bytes=cache_bytes,
         max_step_tokens=max_step_tokens,
+        draft_model=draft_model,
         session=session,
         streamer=streamer,
     )
@@ -232,6 +237,8 @@ class Generation:
         max_step_tokens: int | None = None,
         session: EngineSource | None = None,
         streamer: Any = None,
+        draft_model: nn.Module | None = None,
+        always_drafts: bool = False,
         tokenizer: Any = None,
         auto_length: bool = False,
     ) -> None:
@@ -261,6 +268,8 @@ class Generation:
             seeds=_seeds(config, num_prompts, drawn=0),
             max_running=max_running,
             want_logprobs=want_logprobs,
+            draft_model=_draft_weights(draft_model),
+            always_drafts=always_drafts,
             hooks=_core_hooks(taken.hooks, self.prompts.width, self._pad),
             max_seconds=taken.seconds,
             token_bytes=self._token_bytes or taken.token_bytes,
@@ -356,6 +365,8 @@ class Generation:
             logprobs=self._padded([self._call.logprobs(row) for row in rows], new),
             processed_logprobs=self._padded([self._call.processed_logprobs(row) for row in rows], new),
             seeds=self.seeds,
+            drafted=[self._call.drafts(row)[0] for row in rows],
+            accepted=[self._call.drafts(row)[1] for row in rows],
             timings={**timings, "tokens_per_second": sum(lengths) / seconds if seconds else 0.0},
             texts=None if self._token_bytes is None else [self._text(row) for row in rows],
             stop_reasons=[self.stop_reason(row) for row in rows],
@@ -377,6 +388,16 @@ class Generation:
         for row, numbers in enumerate(values):
             padded[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.float32, device="cpu")
         return padded.to(self._device)
+
+
+def _draft_weights(model: nn.Module | None) -> _C.Weights | None:
+    """The live weights of a draft model; what is wrong with it is said of `draft_model`."""
+    if model is None:
+        return None
+    try:
+        return live_weights(unwrap(model))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"draft_model cannot be used: {error}") from error
 
 
 def _surroundings(
@@ -451,6 +472,7 @@ _KEYWORDS = (
     "max_running",
     "cache_bytes",
     "max_step_tokens",
+    "draft_model",
     "session",
     "tokenizer",
     "stop_strings",

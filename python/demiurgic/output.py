@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -23,6 +23,9 @@ class GenerationOutput:
         processed_logprobs: the same by what the options left of the distribution.
         seeds: each row's 64-bit seed; the row alone with `seed=[it]` draws the same tokens.
         timings: prefill and decode in seconds, tokens_per_second over both.
+        drafted: with speculate or draft_model, the drafts of each row that went through the model; else 0. How many is
+            decided by the clock, so it differs from run to run, though the tokens do not.
+        accepted: of them, those that were the tokens that came.
         texts: the text of each row's generated tokens, where a tokenizer was given; else None. It ends before the stop
             string to the byte, also inside of a token that `completions` then lacks. Bytes that are no UTF-8, a
             character cut in half by the length for instance, become U+FFFD.
@@ -50,6 +53,8 @@ class GenerationOutput:
     processed_logprobs: Tensor
     seeds: list[int]
     timings: dict[str, float]
+    drafted: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
     texts: list[str] | None = None
     stop_reasons: list[str | int | None] | None = None
     top_logprobs: Tensor | None = None

@@ -137,6 +137,7 @@ Kernels make_kernels(const Isa& isa, const Entries& entries, const Kernels& refe
     kernels.sample = {sample, isa.name};
     kernels.log_probability = {log_probability, isa.name};
     kernels.checksum = {checksum, isa.name};
+    kernels.exact_rows = true;
     kernels.float_activations = true;
     kernels.entries = &entries;
     return kernels;

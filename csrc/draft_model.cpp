@@ -1,0 +1,144 @@
+#include "draft_model.h"
+
+#include <algorithm>
+
+#include "stopwatch.h"
+
+namespace demiurgic {
+
+DraftModel::DraftModel(Weights weights, int64_t block_size, int64_t max_step_tokens)
+    : weights_(std::move(weights)),
+      kernels_(weights_.rows_are_contiguous() ? kernels_for(weights_.device(), weights_.dtype()) : reference_kernels()),
+      max_step_tokens_(max_step_tokens),
+      blocks_(block_size),
+      cache_(weights_, block_size),
+      decoder_(weights_, kernels_),
+      sampler_(kernels_, weights_.device()) {}
+
+void DraftModel::resize(int64_t num_blocks) {
+    if (num_blocks < cache_.num_blocks()) {
+        followers_.clear();
+        blocks_ = KVBlocks(blocks_.block_size());
+        cache_ = KVCache(weights_, blocks_.block_size());
+    }
+    cache_.grow(num_blocks);
+    blocks_.grow(num_blocks);
+}
+
+std::vector<double> DraftModel::chances(const Sequence& sequence, int64_t most) const {
+    const auto found = followers_.find(&sequence);
+    const double right = found != followers_.end() ? found->second.right : Follower{}.right;
+    std::vector<double> chances;
+    double chance = 1;
+    for (int64_t i = 0; i < most; ++i) chances.push_back(chance *= right);
+    return chances;
+}
+
+double DraftModel::seconds_to_catch_up(const Sequence& sequence) const {
+    const auto found = followers_.find(&sequence);
+    if (found == followers_.end()) return 0;
+    const int64_t num_unread = sequence.size() - std::min(found->second.seen->num_cached, sequence.size());
+    return num_unread <= 2 ? 0 : static_cast<double>(num_unread) * seconds_to_read_.value();
+}
+
+// Drops drafts that were refused, and takes over the tokens that have come since.
+void DraftModel::follow(const Sequence& sequence) {
+    Follower& follower = followers_[&sequence];
+    if (!follower.seen) {
+        GenerationConfig plain;
+        plain.eos_token_id = Ids{};
+        const auto config = std::make_shared<const GenerationConfig>(plain);
+        follower.seen = std::make_unique<Sequence>(sequence.tokens, config, sequence.seed);
+    }
+    Sequence& seen = *follower.seen;
+    int64_t same = follower.num_followed;
+    while (same < std::min(seen.size(), sequence.size()) && seen.tokens[same] == sequence.tokens[same]) ++same;
+    seen.tokens = sequence.tokens;
+    seen.num_cached = std::min({seen.num_cached, same, seen.size() - 1});
+    follower.num_followed = seen.size();
+    blocks_.shrink(seen.blocks, seen.num_cached);
+}
+
+// Of each sequence that wants another draft what is not cached of it. Takes those out for which there is no room.
+DraftModel::Step DraftModel::plan(std::vector<Wanted>& wanted) {
+    Step step;
+    int64_t budget = max_step_tokens_;
+    std::erase_if(wanted, [&](const Wanted& row) {
+        if (static_cast<int64_t>(row.work->drafts.size()) >= row.count) return true;
+        Sequence& seen = *followers_.at(row.work->sequence).seen;
+        const int64_t count = std::min(seen.size() - seen.num_cached, budget);
+        if (count == 0) return false;  // in a later step
+        if (!blocks_.extend(seen.blocks, seen.num_cached + count)) return true;
+        step.work.push_back({&seen, seen.num_cached, count});
+        step.targets.push_back(row.work);
+        budget -= count;
+        return false;
+    });
+    return step;
+}
+
+void DraftModel::draw(const std::vector<Wanted>& all, const Poll& poll) {
+    std::vector<Wanted> wanted = all;
+    for (const Wanted& row : wanted) follow(*row.work->sequence);
+    for (Step step = plan(wanted); !step.work.empty(); step = plan(wanted)) run(step, poll);
+}
+
+void DraftModel::run(const Step& step, const Poll& poll) {
+    Stopwatch watch;
+    const Batch batch(step.work, blocks_.block_size(), weights_.device());
+    const at::Tensor logits = decoder_.decode(batch, cache_, poll);
+    std::vector<size_t> drawing;
+    std::vector<Sampler::Ahead> rows;
+    for (size_t i = 0; i < step.work.size(); ++i) {
+        const Work& part = step.work[i];
+        if (part.gives_token()) {
+            drawing.push_back(i);
+            rows.push_back({step.targets[i]->sequence, part.sequence->size()});
+        }
+        part.sequence->num_cached = part.start + part.count;
+    }
+    if (!rows.empty()) {
+        const std::vector<Sample> samples = sampler_.guess(logits, rows);
+        for (size_t i = 0; i < samples.size(); ++i) {
+            // Where this model allows no token, any guess will do.
+            const int64_t token = std::max<int64_t>(0, samples[i].token);
+            step.targets[drawing[i]]->drafts.push_back(token);
+            step.work[drawing[i]].sequence->tokens.push_back(token);
+        }
+    }
+    account(step.work, watch.seconds());
+}
+
+// What the prompt takes is not held against the drafts: who names a draft model wants it read.
+void DraftModel::account(const std::vector<Work>& work, double seconds) {
+    int64_t num_tokens = 0, num_late = 0;
+    for (const Work& part : work) {
+        num_tokens += part.count;
+        if (part.start >= part.sequence->prompt_length) num_late += part.count;
+    }
+    if (num_tokens <= 2 * static_cast<int64_t>(work.size())) {
+        budget_.drew(seconds);
+    } else {
+        const double of_token = seconds / static_cast<double>(num_tokens);
+        seconds_to_read_.saw(of_token);
+        budget_.paid(of_token * static_cast<double>(num_late));
+    }
+}
+
+void DraftModel::learn(const Sequence& sequence, int64_t num_drafts, int64_t num_accepted) {
+    constexpr double weight = 1.0 / 8;
+    const auto found = followers_.find(&sequence);
+    if (found == followers_.end()) return;
+    double& right = found->second.right;
+    for (int64_t i = 0; i < num_accepted; ++i) right += weight * (1 - right);
+    if (num_accepted < num_drafts) right -= weight * right;
+}
+
+void DraftModel::forget(const Sequence& sequence) {
+    const auto found = followers_.find(&sequence);
+    if (found == followers_.end()) return;
+    blocks_.release(found->second.seen->blocks);
+    followers_.erase(found);
+}
+
+}  // namespace demiurgic

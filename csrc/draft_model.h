@@ -1,0 +1,82 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "decoder.h"
+#include "draft_budget.h"
+#include "kv_cache.h"
+#include "sampler.h"
+
+namespace demiurgic {
+
+// A small model that guesses the next tokens of a larger one's sequences. It draws with the same options and random
+// numbers, so that it agrees as often as it can. It has a cache of its own, which follows the tokens that are accepted.
+// Used by one thread at a time: the one that steps.
+class DraftModel {
+public:
+    DraftModel(Weights weights, int64_t block_size, int64_t max_step_tokens);
+
+    const Weights& weights() const { return weights_; }
+    DraftBudget& budget() { return budget_; }
+
+    int64_t block_bytes() const { return cache_.block_bytes(); }
+    int64_t num_blocks() const { return cache_.num_blocks(); }
+
+    // Makes the cache larger, or smaller: then it is empty, and what is needed is computed again.
+    void resize(int64_t num_blocks);
+
+    // For each of at most `most` drafts of `sequence` the chance that it comes, and all before it.
+    std::vector<double> chances(const Sequence& sequence, int64_t most) const;
+
+    // About how long it takes to read what has come of `sequence` since it was last read; the first time does not count.
+    double seconds_to_catch_up(const Sequence& sequence) const;
+
+    // Appends to Work::drafts until there are `count`; fewer where the cache has no room, or the model gives no token.
+    struct Wanted {
+        Work* work;
+        int64_t count;
+    };
+    // What `poll`, asked between layers, throws leaves here; nothing needs to be undone then.
+    void draw(const std::vector<Wanted>& wanted, const Poll& poll);
+
+    // So many drafts of `sequence` were verified, the first `num_accepted` of them accepted.
+    void learn(const Sequence& sequence, int64_t num_drafts, int64_t num_accepted);
+
+    // The sequence has ended.
+    void forget(const Sequence& sequence);
+
+private:
+    // What the model has seen of one sequence.
+    struct Follower {
+        // Its tokens, then drafts; which of them are cached, and where. Without options: its edits are not looked at.
+        std::unique_ptr<Sequence> seen;
+        int64_t num_followed = 0;  // the first so many tokens are the sequence's own
+        double right = 0.7;        // how often a draft comes: a moving mean, begun with a guess
+    };
+
+    // A step of this model: `targets` are the larger model's work for each part of its own.
+    struct Step {
+        std::vector<Work> work;
+        std::vector<Work*> targets;
+    };
+
+    void follow(const Sequence& sequence);
+    Step plan(std::vector<Wanted>& wanted);
+    void run(const Step& step, const Poll& poll);
+    void account(const std::vector<Work>& work, double seconds);
+
+    const Weights weights_;
+    const Kernels& kernels_;
+    const int64_t max_step_tokens_;
+    KVBlocks blocks_;
+    KVCache cache_;
+    Decoder decoder_;
+    Sampler sampler_;
+    DraftBudget budget_{/*draws=*/true};
+    TypicalSeconds seconds_to_read_;  // a token, of many at once
+    std::map<const Sequence*, Follower> followers_;
+};
+
+}  // namespace demiurgic

@@ -1,0 +1,105 @@
+#include "drafter.h"
+
+#include <algorithm>
+
+#include "stopwatch.h"
+
+namespace demiurgic {
+
+// The parts by where their drafts come from. False where the step is no step of decoding alone, or nobody speculates: a
+// draft beside the tokens of a prompt would have a price that other steps do not tell.
+bool Drafter::group(const std::vector<Work>& work) {
+    groups_.clear();
+    DraftBudget::Step step{0, static_cast<int64_t>(work.size()), 0, 0};
+    for (size_t i = 0; i < work.size(); ++i) {
+        const Sequence& sequence = *work[i].sequence;
+        if (!work[i].gives_token() || (work[i].count > 1 && sequence.config->use_cache)) return false;
+        step.num_tokens += work[i].count;
+        DraftModel* model = sequence.call->draft_model.get();
+        if (!model && !sequence.lookup) continue;
+        const auto known =
+            std::find_if(groups_.begin(), groups_.end(), [&](const Group& g) { return g.model == model; });
+        if (known != groups_.end()) {
+            known->parts.push_back(i);
+        } else {
+            groups_.push_back({model ? &model->budget() : &lookup_budget_, model, {}, {i}, {}});
+        }
+    }
+    for (Group& group : groups_) group.step = step;
+    return !groups_.empty();
+}
+
+void Drafter::plan(std::vector<Work>& work, Scheduler& scheduler) {
+    seconds_to_draw_ = 0;
+    if (!group(work)) {
+        groups_.clear();
+        return;
+    }
+    accepted_before_.clear();
+    for (const Work& part : work) accepted_before_.push_back(part.sequence->num_accepted);
+    int64_t num_drafts = 0;
+    for (Group& group : groups_) {
+        group.step.num_tokens += num_drafts;
+        // As scored tokens, each has a row of logits.
+        group.step.most_drafts =
+            std::min(max_step_tokens_ - group.step.num_tokens, Scheduler::kMaxScoredTokens - num_drafts);
+        choose(group, work, scheduler);
+        for (const int64_t length : group.lengths) num_drafts += length;
+    }
+}
+
+void Drafter::choose(Group& group, std::vector<Work>& work, Scheduler& scheduler) {
+    std::vector<std::vector<double>> chances;
+    for (const size_t i : group.parts) {
+        const Sequence& sequence = *work[i].sequence;
+        // The last token of a row is never looked at.
+        const int64_t most = std::min(sequence.config->max_draft_tokens, sequence.max_tokens - sequence.size() - 1);
+        if (group.model) group.step.seconds_to_catch_up += group.model->seconds_to_catch_up(sequence);
+        chances.push_back(group.model ? group.model->chances(sequence, most) : sequence.lookup->chances(most));
+    }
+    group.lengths = group.budget->lengths(chances, group.step, costs_);
+    int64_t left = group.step.most_drafts;
+    for (size_t i = 0; i < group.parts.size(); ++i) {
+        Work& part = work[group.parts[i]];
+        if (part.sequence->call->always_drafts) group.lengths[i] = static_cast<int64_t>(chances[i].size());
+        group.lengths[i] = std::clamp<int64_t>(left, 0, group.lengths[i]);
+        left -= group.lengths[i];
+        if (group.lengths[i] == 0) continue;
+        group.lengths[i] = scheduler.make_room_for_drafts(part, group.lengths[i]);
+        if (!group.model) part.drafts = part.sequence->lookup->drafts(part.sequence->tokens, group.lengths[i]);
+    }
+}
+
+void Drafter::draw(std::vector<Work>& work, const Poll& poll) {
+    Stopwatch watch;
+    for (Group& group : groups_) {
+        if (!group.model) continue;
+        std::vector<DraftModel::Wanted> wanted;
+        for (size_t i = 0; i < group.parts.size(); ++i) {
+            if (group.lengths[i] > 0) wanted.push_back({&work[group.parts[i]], group.lengths[i]});
+        }
+        if (!wanted.empty()) group.model->draw(wanted, poll);
+    }
+    seconds_to_draw_ = watch.seconds();
+}
+
+void Drafter::learn(const std::vector<Work>& work, double seconds) {
+    if (groups_.empty()) return;
+    int64_t num_tokens = 0;
+    for (const Work& part : work) num_tokens += part.count + static_cast<int64_t>(part.drafts.size());
+    costs_.measured(num_tokens, seconds - seconds_to_draw_);
+    for (Group& group : groups_) {
+        int64_t num_accepted = 0;
+        for (size_t i = 0; i < group.parts.size(); ++i) {
+            const Work& part = work[group.parts[i]];
+            const int64_t accepted = part.sequence->num_accepted - accepted_before_[group.parts[i]];
+            group.lengths[i] = static_cast<int64_t>(part.drafts.size());
+            if (group.model) group.model->learn(*part.sequence, group.lengths[i], accepted);
+            num_accepted += accepted;
+        }
+        group.budget->spent(group.lengths, num_accepted, seconds, group.step, costs_);
+    }
+    groups_.clear();
+}
+
+}  // namespace demiurgic
