@@ -71,7 +71,9 @@ def test_rows_and_hooks_are_as_without(speculation, way):
 
     for given in ({}, speculation):
         witnesses.append(Witness())
-        results.append(run(model, given, logits_processor=witnesses[-1], stopping_criteria=stop, temperature=0.7, **way))
+        results.append(
+            run(model, given, logits_processor=witnesses[-1], stopping_criteria=stop, temperature=0.7, **way)
+        )
     check_same(*results)
     assert max(results[1].drafted) > 0 and (speculation.get("draft") != "itself" or max(results[1].accepted) > 0)
     for row, plain in witnesses[0].shown.items():
