@@ -736,15 +736,3 @@ def test_speculation_keeps_what_was_accepted(options):
             found, _, reused = check_as_without(session, model, [chat], max_new_tokens=30, speculate="ngram", **options)
             assert reused >= (0 if turn == 0 else 60)
             chat = chat + found.completions[0]
-
-
-@pytest.mark.parametrize(
-    "options", [{"speculate": "ngram"}, {"speculate": "ngram", "repetition_penalty": 1.2}], ids=str
-)
-def test_speculation_keeps_what_was_accepted(options):
-    model, chat = tiny_model(), LONG[:20] * 3
-    with demiurgic.session(model) as session:
-        for turn in range(4):
-            found, _, reused = check_as_without(session, model, [chat], max_new_tokens=30, **options)
-            assert reused >= (0 if turn == 0 else 60)
-            chat = chat + found.completions[0]
