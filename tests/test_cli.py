@@ -22,6 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from demiurgic import _C, DemiurgicForCausalLM, GenerationConfig, cli, generate
 from demiurgic.cli_options import DEFAULTS, OPTIONS
+from demiurgic.text import suggest_max_new_tokens
 from demiurgic.tokenizer import Tokenizer
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>"]
@@ -296,6 +297,7 @@ def test_every_preset(run: Run, folder: Path, preset: str) -> None:
         (["--min-new-tokens", 62], 62),
         (["--max-length", 10], 512),
         (["--max-new-tokens", 70], 70),
+        (["--max-new-tokens", "auto"], CONTEXT - 3),
     ],
 )
 def test_only_a_default_length_ends_with_the_context(run: Run, folder: Path, flags: list[Any], expected: int) -> None:
@@ -305,6 +307,12 @@ def test_only_a_default_length_ends_with_the_context(run: Run, folder: Path, fla
     longer = expected + 3 > CONTEXT and "--max-length" not in flags
     assert ended.err.startswith("demiurgic: warning: Rows may grow to ") == longer
     assert ended.err.count("\n") == longer
+
+
+def test_auto_is_a_length_by_the_prompt(run: Run) -> None:
+    prompt = "class Stack:\n"
+    got = report(run("generate", prompt, "--json", "--max-tokens", "auto", "--stop", "\\n"))
+    assert got["options"]["max_new_tokens"] == suggest_max_new_tokens(prompt) == 256
 
 
 @pytest.mark.parametrize("rows", [1, 2])

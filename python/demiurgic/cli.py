@@ -26,6 +26,7 @@ from rich.text import Text
 
 from demiurgic import _C, __version__
 from demiurgic import info as installation
+from demiurgic.auto_length import auto_lengths, take_auto_length
 from demiurgic.cli_options import DEFAULTS, OPTIONS, flag_name, preset_named, read_options, with_options
 from demiurgic.engine import Generation
 from demiurgic.loading import SHIPPED_MODELS, load, model_folder
@@ -33,6 +34,7 @@ from demiurgic.model import DemiurgicForCausalLM
 from demiurgic.output import GenerationError, GenerationOutput
 from demiurgic.printable import printable
 from demiurgic.streaming import Stream, known_or_none
+from demiurgic.token_bytes import token_bytes
 from demiurgic.tokenizer import Tokenizer
 
 app = typer.Typer(
@@ -183,6 +185,7 @@ def _prepare(
     shipped = model_name in SHIPPED_MODELS
     if preset is None:
         preset = "completion_fim" if suffix is not None else "balanced_code" if shipped else None
+    by_prompt = take_auto_length(options)
     config = (_C.GenerationConfig() if preset is None else preset_named(preset)).replace(**DEFAULTS | options)
     text = _read_input() if prompt == "-" else prompt
     model, tokenizer = load(model_name, device=device, dtype=dtype)
@@ -190,7 +193,10 @@ def _prepare(
         ids = tokenizer.encode(text, add_bos=tokenizer.bos_token_id is not None)
     else:
         ids = tokenizer.fim(text, suffix)
-    if not options.keys() & {"max_new_tokens", "max_length"}:
+    if by_prompt:
+        [length] = auto_lengths([ids], token_bytes(tokenizer), config, model.config)
+        config = config.replace(max_new_tokens=length)
+    elif not options.keys() & {"max_new_tokens", "max_length"}:
         config = _within_context(config, model.config.max_position_embeddings - len(ids))
     return _Job(model, model_folder(model_name), tokenizer, text, suffix, ids, config, preset)
 

@@ -26,6 +26,7 @@ DEFAULTS: dict[str, Any] = {"stop_on_repetition": 10}
 
 
 _HINTS = {
+    "max_new_tokens": " `auto`: by what the prompt asks for.",
     "stop": " One a flag; \\n, \\t, \\r and \\\\ are read as in Python.",
     "stop_on_repetition": " `none` switches it off.",
 }
@@ -88,7 +89,7 @@ def read_options(given: dict[str, Any]) -> dict[str, Any]:
 
 def _value(option: dict[str, Any], given: str | list[str] | bool) -> Any:
     """`3`, `0.5`, `none`; lists `1,2`, once or in several flags, `[]` for an empty one; `5=-1,7=2` for logit_bias;
-    texts as they are, of a list one a flag."""
+    texts as they are, of a list one a flag. max_new_tokens may be `auto`."""
     if isinstance(given, bool):
         return given
     kinds = _kinds(option)
@@ -97,11 +98,11 @@ def _value(option: dict[str, Any], given: str | list[str] | bool) -> Any:
     text = given if isinstance(given, str) else ",".join(given)
     if text.strip().lower() == "none" and "None" in option["type"]:
         return None
-    if kinds == ["str"]:
+    if kinds == ["str"] or (option["name"] == "max_new_tokens" and text == "auto"):
         return text
     try:
         if isinstance(given, str):
-            return text if kinds == ["str"] else float(text) if "float" in kinds else int(text)
+            return float(text) if "float" in kinds else int(text)
         items = text.strip().removeprefix("[").removesuffix("]").split(",")
         items = [] if items == [""] else items
         if "dict[int, float]" in kinds:
