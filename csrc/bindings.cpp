@@ -12,7 +12,7 @@
 #include "stopping.h"
 
 // Python's face of the core: convert, name, document, release the GIL; nothing else. Tensors never leave or enter but as
-// the parameters of a model, and where a hook of the user's is called.
+// the parameters of a model, where a hook of the user's is called, and as the keys and values of a prefix.
 namespace py = pybind11;
 
 namespace demiurgic {
@@ -456,6 +456,7 @@ struct CallHandle {
     ~CallHandle() {
         const py::gil_scoped_release release;  // the lock may be held by a thread that wants the GIL
         engine->cancel(*call);
+        engine->forget(*call);
     }
 
     // `read` of one row while no thread changes it.
@@ -507,6 +508,13 @@ void bind_call(py::module_& m) {
                 handle.engine->cancel(*handle.call);
             },
             "Ends the unfinished rows and frees their cache.")
+        .def(
+            "settle",
+            [](const CallHandle& handle) {
+                const py::gil_scoped_release release;
+                handle.engine->settle(*handle.call);
+            },
+            "Of an ended call with keeps_if_settled: its prefixes are kept if the weights are still the same.")
         .def_property_readonly("num_rows", [](const CallHandle& h) { return h.call->sequences.size(); })
         .def(
             "tokens",
@@ -671,7 +679,8 @@ void bind_engine(py::module_& m) {
                          std::vector<uint64_t> seeds, int64_t max_running, bool want_logprobs,
                          const std::optional<std::shared_ptr<TokenBytes>>& token_bytes,
                          std::vector<int64_t> max_new_tokens, const std::optional<std::shared_ptr<Hooks>>& hooks,
-                         std::optional<double> max_seconds, std::optional<Weights> draft_model, bool always_drafts) {
+                         std::optional<double> max_seconds, std::optional<Weights> draft_model, bool keeps_if_settled,
+                         bool always_drafts) {
                  return Request{std::move(prompts),
                                 config,
                                 std::move(seeds),
@@ -682,11 +691,13 @@ void bind_engine(py::module_& m) {
                                 hooks.value_or(nullptr),
                                 max_seconds,
                                 std::move(draft_model),
+                                keeps_if_settled,
                                 always_drafts};
              }),
              py::kw_only(), "prompts"_a, "config"_a, "seeds"_a, "max_running"_a, "want_logprobs"_a,
              "token_bytes"_a = py::none(), "max_new_tokens"_a = std::vector<int64_t>(), "hooks"_a = py::none(),
-             "max_seconds"_a = py::none(), "draft_model"_a = py::none(), "always_drafts"_a = false)
+             "max_seconds"_a = py::none(), "draft_model"_a = py::none(), "keeps_if_settled"_a = false,
+             "always_drafts"_a = false)
         .def_readwrite("seeds", &Request::seeds, "One a row of the result, 0 to 2**64 - 1.");
     py::class_<Engine, std::shared_ptr<Engine>> cls(m, "Engine",
                                                     "Generates for all calls that are under way on one model.");

@@ -28,7 +28,7 @@ ByteAutomaton::State ByteAutomaton::add_node(int64_t depth) {
 void ByteAutomaton::insert(const std::string& string, int64_t index) {
     State state = kStart;
     for (const char byte : string) {
-        const size_t edge = state * num_classes_ + class_of_[static_cast<unsigned char>(byte)];
+        const size_t edge = static_cast<size_t>(state) * num_classes_ + class_of_[static_cast<unsigned char>(byte)];
         if (next_[edge] == kStart) {
             const State added = add_node(nodes_[state].depth + 1);
             next_[edge] = added;
@@ -46,8 +46,9 @@ void ByteAutomaton::link() {
         const State state = queue[head];
         if (nodes_[state].match < 0) nodes_[state].match = nodes_[fallback[state]].match;
         for (int32_t number = 0; number < num_classes_; ++number) {
-            State& next = next_[state * num_classes_ + number];
-            const State otherwise = state == kStart ? kStart : next_[fallback[state] * num_classes_ + number];
+            State& next = next_[static_cast<size_t>(state) * num_classes_ + number];
+            const State otherwise =
+                state == kStart ? kStart : next_[static_cast<size_t>(fallback[state]) * num_classes_ + number];
             if (next == kStart) {
                 next = otherwise;
             } else {

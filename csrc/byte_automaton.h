@@ -17,7 +17,9 @@ public:
     // `strings` are not empty.
     explicit ByteAutomaton(const std::vector<std::string>& strings);
 
-    State next(State state, unsigned char byte) const { return next_[state * num_classes_ + class_of_[byte]]; }
+    State next(State state, unsigned char byte) const {
+        return next_[static_cast<size_t>(state) * num_classes_ + class_of_[byte]];
+    }
 
     // Length of the longest end of the text that begins one of the strings: what may still become a match, or is one.
     int64_t open(State state) const { return nodes_[state].depth; }

@@ -12,11 +12,13 @@ bool Drafter::group(const std::vector<Work>& work) {
     groups_.clear();
     DraftBudget::Step step{0, static_cast<int64_t>(work.size()), 0, 0};
     for (size_t i = 0; i < work.size(); ++i) {
-        const Sequence& sequence = *work[i].sequence;
+        Sequence& sequence = *work[i].sequence;
         if (!work[i].gives_token() || (work[i].count > 1 && sequence.config->use_cache)) return false;
         step.num_tokens += work[i].count;
         DraftModel* model = sequence.call->draft_model.get();
-        if (!model && !sequence.lookup) continue;
+        if (!model && sequence.config->speculate != "ngram") continue;
+        // Not before: rows that wait need no memory for it.
+        if (!model && !sequence.lookup) sequence.lookup = std::make_unique<PromptLookup>(sequence.tokens);
         const auto known =
             std::find_if(groups_.begin(), groups_.end(), [&](const Group& g) { return g.model == model; });
         if (known != groups_.end()) {

@@ -41,8 +41,12 @@ public:
     ~Stepping() {
         if (!lock_.owns_lock()) lock_.lock();
         engine_.stepping_ = false;
-        engine_.remove_ended_calls();
+        std::vector<Ended> ended = engine_.remove_ended_calls();
         engine_.step_done_.notify_all();
+        if (ended.empty()) return;
+        lock_.unlock();
+        ended.clear();
+        lock_.lock();
     }
 
 private:
@@ -127,6 +131,7 @@ std::shared_ptr<Call> make_call(const Request& request) {
     call->want_logprobs = request.want_logprobs;
     call->always_drafts = request.always_drafts;
     call->hooks = request.hooks;
+    call->keeps_if_settled = request.keeps_if_settled;
     if (request.max_seconds) {
         // As double, and bounded: who gives years may give any number.
         const std::chrono::duration<double> seconds(std::clamp(*request.max_seconds, 0.0, 1e9));
@@ -450,9 +455,9 @@ void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
     drafter_.plan(work, scheduler_);
     lock.unlock();
     const NeutralMode mode(weights_.device());
-    drafter_.draw(work, poll);
-    cache_.copy(scheduler_.pending_copies());
+    cache_.copy(scheduler_.pending_copies());  // before anything that may throw: a copy must not be made later
     scheduler_.pending_copies().clear();
+    drafter_.draw(work, poll);
     const Batch batch(work, kBlockSize, weights_.device());
     const at::Tensor logits = work.empty() ? at::Tensor() : decoder_.decode(batch, cache_, poll);
     const std::vector<float> scored = scores(batch, logits);
@@ -602,23 +607,30 @@ std::string Engine::explain(int64_t no_token, bool hooked) const {
 
 void Engine::finish(Sequence& sequence, FinishReason reason) {
     sequence.finish_reason = reason;
-    sequence.repetition.reset();  // its memory
+    sequence.repetition.reset();  // their memory
+    sequence.lookup.reset();
     scheduler_.remove(sequence);
     if (sequence.call->draft_model) sequence.call->draft_model->forget(sequence);
     --sequence.call->num_unfinished;
 }
 
-void Engine::remove_ended_calls() {
+// Whoever gets them lets them go without the lock: with a call or its hooks, objects of the user's may go, and what they do
+// then is theirs. A finished call needs neither its hooks nor the cache of its draft model.
+std::vector<Engine::Ended> Engine::remove_ended_calls() {
+    std::vector<Ended> ended;
     for (const auto& call : calls_) {
         if (call->cancelled) end(*call, FinishReason::cancelled);
+        if (call->finished()) ended.push_back({call, std::move(call->hooks), std::move(call->draft_model)});
     }
     std::erase_if(calls_, [](const auto& call) { return call->finished(); });
+    return ended;
 }
 
 void Engine::cancel(Call& call) {
+    std::vector<Ended> ended;  // goes after the lock
     const std::lock_guard lock(mutex_);
     call.cancelled = true;
-    if (!stepping_) remove_ended_calls();  // else the stepping thread does it at the end of its step
+    if (!stepping_) ended = remove_ended_calls();  // else the stepping thread does it at the end of its step
     step_done_.notify_all();
 }
 

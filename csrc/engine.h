@@ -30,6 +30,7 @@ struct Request {
     std::shared_ptr<const Hooks> hooks = nullptr;   // null: none
     std::optional<double> max_seconds = {};         // rows that are unfinished after so long end, by their length
     std::optional<Weights> draft_model = {};        // of a smaller model that guesses tokens
+    bool keeps_if_settled = false;                  // what it leaves to a session waits for Engine::settle
     bool always_drafts = false;                     // as many as there can be, whatever they cost: for tests
 };
 
@@ -53,8 +54,8 @@ struct EngineCounters {
 };
 
 // Generates for all calls that are under way on one model. It has no thread of its own: whoever needs a token and finds
-// nobody stepping runs the step for everybody; the others wait. All methods may be called from any thread; none touches
-// Python.
+// nobody stepping runs the step for everybody; the others wait. All methods may be called from any thread; none knows of
+// Python, but hooks of the user's are called.
 class Engine {
 public:
     static constexpr int64_t kBlockSize = 16;
@@ -104,6 +105,13 @@ public:
     // and what calls under way compute is not kept. Whether anything was kept that is dropped now.
     bool keep_prefixes_of(uint64_t fingerprint);
 
+    // For a call with `keeps_if_settled` that has ended or is cancelled: what its rows have computed is kept if the weights
+    // are still those that prefixes are kept of. To be called by who may have let the user's code run between its steps.
+    void settle(Call& call);
+
+    // The same, and nothing is kept.
+    void forget(Call& call);
+
     // Drops all prefixes and, if no call is under way, gives the memory of the cache back. What calls under way compute is
     // not kept.
     void clear_prefixes(const Poll& poll);
@@ -142,7 +150,13 @@ private:
     void check_not_in_hook() const;
     void accept_scores(const std::vector<Work>& work, const Batch& batch, const std::vector<float>& scores);
     void finish(Sequence& sequence, FinishReason reason);
-    void remove_ended_calls();
+    // What is over, with what it no longer needs.
+    struct Ended {
+        std::shared_ptr<Call> call;
+        std::shared_ptr<const Hooks> hooks;
+        std::shared_ptr<DraftModel> draft_model;
+    };
+    [[nodiscard]] std::vector<Ended> remove_ended_calls();
     void grow_cache(const Call& added);
     void share_cache_left(const Call* added);
     void check_drafts(const Request& request) const;

@@ -23,10 +23,28 @@ bool Engine::keep_prefixes_of(uint64_t fingerprint) {
     return drops;
 }
 
+void Engine::settle(Call& call) {
+    if (!call.keeps_if_settled) return;
+    {
+        const std::lock_guard lock(mutex_);
+        if (!scheduler_.has_left(call)) return scheduler_.settle(call, /*keeps=*/false);
+    }
+    const uint64_t now = fingerprint();
+    const std::lock_guard lock(mutex_);
+    scheduler_.settle(call, fingerprint_ == now);
+}
+
+void Engine::forget(Call& call) {
+    const std::lock_guard lock(mutex_);
+    scheduler_.settle(call, /*keeps=*/false);
+}
+
 void Engine::clear_prefixes(const Poll& poll) {
     std::unique_lock lock(mutex_);
     wait_for_step(lock, poll);
     kept_->clear();
+    while (scheduler_.drop_left()) {
+    }
     if (!calls_.empty()) return;
     scheduler_.pending_copies().clear();
     blocks_.clear();
@@ -96,7 +114,7 @@ void Engine::write_prefix(const std::vector<int64_t>& tokens, const KVCache::Con
     wait_for_step(lock, poll);
     check_fingerprint(fingerprint);
     grow_cache_to(blocks_wanted_now() + static_cast<double>(num_blocks));
-    while (blocks_.num_free() < num_blocks && kept_->evict()) {
+    while (blocks_.num_free() < num_blocks && (kept_->evict() || scheduler_.drop_left())) {
     }
     std::vector<int32_t> table;
     if (!blocks_.extend(table, num_tokens)) {
@@ -105,8 +123,13 @@ void Engine::write_prefix(const std::vector<int64_t>& tokens, const KVCache::Con
                      " or wait until other calls of the session have ended.");
     }
     const NeutralMode mode(weights_.device());
-    cache_.write(table, content);
-    kept_->keep(tokens, num_tokens, table);
+    try {
+        cache_.write(table, content);
+        kept_->keep(tokens, num_tokens, table);
+    } catch (...) {
+        blocks_.release(table);
+        throw;
+    }
     blocks_.release(table);
 }
 

@@ -134,7 +134,7 @@ bool Scheduler::fork(const PrefixIndex::Prefix& prefix, Sequence& sequence) {
     // Held, so that they are not evicted. The partly filled block may be: it is only copied, before anybody writes to it.
     std::vector<int32_t> full = blocks_.share(prefix.blocks, num_full * blocks_.block_size());
     bool fits = missing <= blocks_.num_free();
-    while (!fits && kept_ && kept_->evict()) fits = missing <= blocks_.num_free();
+    while (!fits && free_kept()) fits = missing <= blocks_.num_free();
     if (fits) {
         blocks_.fork(prefix.blocks, prefix.num_tokens, sequence.blocks, pending_copies_);
         sequence.num_cached = prefix.num_tokens;
@@ -145,12 +145,47 @@ bool Scheduler::fork(const PrefixIndex::Prefix& prefix, Sequence& sequence) {
 
 void Scheduler::keep(Sequence& sequence, int64_t num_tokens) {
     if (!kept_ || sequence.epoch != kept_->epoch() || !leaves_prefix(sequence)) return;
-    kept_->keep(sequence.tokens, num_tokens, sequence.blocks);
+    if (!sequence.call->keeps_if_settled) kept_->keep(sequence.tokens, num_tokens, sequence.blocks);
 }
+
+// What a removed sequence has computed, where it is not known yet whether that may be kept.
+void Scheduler::leave(const Sequence& sequence) {
+    if (!kept_ || sequence.epoch != kept_->epoch() || !leaves_prefix(sequence) || sequence.num_cached == 0) return;
+    if (!sequence.call->keeps_if_settled || sequence.call->settled) return;
+    left_.push_back({sequence.call,
+                     sequence.epoch,
+                     {sequence.tokens.begin(), sequence.tokens.begin() + sequence.num_cached},
+                     blocks_.share(sequence.blocks, sequence.num_cached)});
+}
+
+bool Scheduler::has_left(const Call& call) const {
+    return std::any_of(left_.begin(), left_.end(), [&](const Left& left) { return left.call == &call; });
+}
+
+void Scheduler::settle(Call& call, bool keeps) {
+    call.settled = call.finished() || call.cancelled;
+    for (Left& left : left_) {
+        if (left.call != &call) continue;
+        if (keeps && left.epoch == kept_->epoch()) {
+            kept_->keep(left.tokens, static_cast<int64_t>(left.tokens.size()), left.blocks);
+        }
+        blocks_.release(left.blocks);
+    }
+    std::erase_if(left_, [&](const Left& left) { return left.call == &call; });
+}
+
+bool Scheduler::drop_left() {
+    if (left_.empty()) return false;
+    blocks_.release(left_.front().blocks);
+    left_.erase(left_.begin());
+    return true;
+}
+
+bool Scheduler::free_kept() { return (kept_ && kept_->evict()) || drop_left(); }
 
 bool Scheduler::make_room(Sequence& sequence, int64_t num_tokens) {
     while (!blocks_.extend(sequence.blocks, num_tokens)) {
-        if ((kept_ && kept_->evict()) || drop_shared_prompts()) continue;
+        if (free_kept() || drop_shared_prompts()) continue;
         Sequence& last = *running_.back();
         preempt(last);
         if (&last == &sequence) return false;
@@ -207,6 +242,7 @@ void Scheduler::remove(Sequence& sequence) {
         if (waiting != waiting_.end()) waiting_.erase(waiting);
     }
     keep(sequence, sequence.num_cached);
+    leave(sequence);
     blocks_.release(sequence.blocks);
     leave_shared_prompt(sequence);
 }

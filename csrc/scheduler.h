@@ -44,8 +44,9 @@ public:
     void add(Sequence& sequence) { waiting_.push_back(&sequence); }
 
     // The next step; empty where no sequence is left. Where blocks run out, kept prefixes that nobody uses are evicted,
-    // the least recently used first; then the sequences admitted last lose their blocks ("preemption"), wait at the head of the queue and are computed again later. Throws NoRoom where a sequence does not
-    // fit though it has the cache for itself.
+    // the least recently used first; then the sequences admitted last lose their blocks ("preemption"), wait at the head
+    // of the queue and are computed again later. Throws NoRoom where a sequence does not fit though it has the cache for
+    // itself.
     std::vector<Work> plan();
 
     // Gives the sequence of `work` blocks for drafts behind its tokens, of those that are free: for `most` drafts or as many
@@ -66,6 +67,14 @@ public:
     // Takes the sequence out and frees its blocks, wherever it stands.
     void remove(Sequence& sequence);
 
+    // What the ended rows of a call with `keeps_if_settled` have left is kept, or goes. Until then it is held, and goes
+    // where others need the room.
+    bool has_left(const Call& call) const;
+    void settle(Call& call, bool keeps);
+
+    // Lets what was left first go; false where there is nothing.
+    bool drop_left();
+
     int64_t num_preemptions() const { return num_preemptions_; }
 
     // Sequences that started from a kept prefix, and the tokens that they did not compute again.
@@ -80,6 +89,8 @@ private:
     PrefixIndex::Prefix computed_prefix(Sequence& sequence);
     bool fork(const PrefixIndex::Prefix& prefix, Sequence& sequence);
     void keep(Sequence& sequence, int64_t num_tokens);
+    void leave(const Sequence& sequence);
+    bool free_kept();
     bool make_room(Sequence& sequence, int64_t num_tokens);
     void preempt(Sequence& sequence);
     void leave_shared_prompt(Sequence& sequence);
@@ -92,6 +103,13 @@ private:
     std::vector<BlockCopy> pending_copies_;
     int64_t num_preemptions_ = 0;
     PrefixIndex* const kept_;
+    struct Left {
+        const Call* call;
+        int64_t epoch;
+        std::vector<int64_t> tokens;
+        std::vector<int32_t> blocks;
+    };
+    std::vector<Left> left_;
     int64_t num_hits_ = 0;
     int64_t num_reused_tokens_ = 0;
 };

@@ -38,7 +38,6 @@ Sequence::Sequence(std::vector<int64_t> prompt, std::shared_ptr<const Generation
       seed(row_seed),
       max_tokens(max_tokens_of(prompt_length, *config)),
       edits(*config, tokens) {
-    if (config->speculate == "ngram") lookup = std::make_unique<PromptLookup>(tokens);
     if (!config->stop_on_repetition) return;
     const int64_t most_generated = std::max<int64_t>(max_tokens - prompt_length, 0);
     repetition =

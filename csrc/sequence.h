@@ -66,7 +66,7 @@ struct Sequence {
     bool scored = false;
 
     TokenEdits edits;                      // of the logits of the next token
-    std::unique_ptr<PromptLookup> lookup;  // where drafts come from the sequence itself
+    std::unique_ptr<PromptLookup> lookup;  // where drafts come from the sequence itself; made when it first wants some
     int64_t num_drafted = 0;               // drafts that went through the decoder
     int64_t num_accepted = 0;              // of them, those that came
 
@@ -107,9 +107,11 @@ struct Call {
     std::vector<std::unique_ptr<Sequence>> sequences;  // in the order of the rows of the result
     int64_t max_running = 256;
     bool want_logprobs = false;
-    std::shared_ptr<DraftModel> draft_model;                        // where drafts come from a model
-    bool always_drafts = false;                                     // as many as there can be, whatever they cost
-    std::shared_ptr<const Hooks> hooks;                             // of the user's; null: none
+    std::shared_ptr<DraftModel> draft_model;  // where drafts come from a model
+    bool always_drafts = false;               // as many as there can be, whatever they cost
+    std::shared_ptr<const Hooks> hooks;       // of the user's; null: none
+    bool keeps_if_settled = false;            // what its rows leave to a session waits for Engine::settle
+    bool settled = false;                     // that has been
     std::optional<std::chrono::steady_clock::time_point> deadline;  // what is unfinished then, ends
 
     int64_t num_running = 0;

@@ -736,3 +736,68 @@ def test_speculation_keeps_what_was_accepted(options):
             found, _, reused = check_as_without(session, model, [chat], max_new_tokens=30, speculate="ngram", **options)
             assert reused >= (0 if turn == 0 else 60)
             chat = chat + found.completions[0]
+
+
+@pytest.mark.parametrize("events", [0, 5])
+@pytest.mark.parametrize("closed", [False, True], ids=["to the end", "closed"])
+def test_a_stream_over_changed_weights_leaves_nothing(events, closed):
+    model = tiny_model()
+    before = copy.deepcopy(model.state_dict())
+    with demiurgic.session(model) as session:
+        stream = session.stream([LONG], max_new_tokens=20, seed=3)
+        for _ in range(events):
+            next(stream)
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight.mul_(1.5)
+        next(stream)
+        if closed:
+            stream.close()
+        else:
+            list(stream)
+        model.load_state_dict(before)
+        _, _, reused = check_as_without(session, model, [LONG])
+        assert reused == 0
+
+
+def test_a_stream_leaves_its_prefix_and_one_that_is_lost_none():
+    model = tiny_model()
+    with demiurgic.session(model) as session:
+        list(session.stream([LONG], max_new_tokens=NEW, seed=3))
+        assert check_as_without(session, model, [LONG])[2] == len(LONG) - 1
+        session.clear()
+        lost = session.stream([LONG], max_new_tokens=NEW, seed=3)
+        next(lost)
+        del lost
+        assert check_as_without(session, model, [LONG])[2] == 0
+
+
+def test_what_a_stream_left_goes_where_there_is_no_room():
+    model = tiny_model()
+    block = 16 * 2 * model.config.num_hidden_layers * model.config.kv_heads * model.config.head_dim * 4
+    with demiurgic.session(model, cache_bytes=9 * block) as session:
+        open_stream = session.stream([LONG[:60], LONG[1:21]], max_new_tokens=40, seed=3, max_running=1)
+        found = [[], []]
+        for event in open_stream:
+            found[event.row] += event.token_ids
+        expected = generate(model, [LONG[:60], LONG[1:21]], max_new_tokens=40, seed=3, return_dict_in_generate=True)
+        assert found == expected.completions
+
+
+def test_a_hook_may_ask_the_session_that_another_thread_clears():
+    model, entered = tiny_model(), threading.Event()
+    with demiurgic.session(model) as session:
+
+        def ask(input_ids, scores):
+            entered.set()
+            session.info  # noqa: B018
+            return scores
+
+        thread = threading.Thread(
+            target=lambda: session.generate([LONG], max_new_tokens=20, logits_processor=ask), daemon=True
+        )
+        thread.start()
+        entered.wait()
+        for _ in range(5):
+            session.clear()
+        thread.join(timeout=60)
+        assert not thread.is_alive()

@@ -221,6 +221,7 @@ class Request:
         hooks: Hooks | None = None,
         max_seconds: float | None = None,
         draft_model: Weights | None = None,
+        keeps_if_settled: bool = False,
         always_drafts: bool = False,
     ) -> None:
         """What a call asks for; one seed a row, 0 to 2**64 - 1; one of max_new_tokens a prompt, or none."""
@@ -235,6 +236,8 @@ class Call:
         """Runs steps, or waits for another thread's, until the call has got on; False once it is finished."""
     def cancel(self) -> None:
         """Ends the unfinished rows and frees their cache."""
+    def settle(self) -> None:
+        """Of an ended call with keeps_if_settled: its prefixes are kept if the weights are still the same."""
     def tokens(self, row: int, start: int = 0) -> list[int]:
         """The generated ids of a row from the start-th on."""
     def finish_reason(self, row: int) -> str:

@@ -126,6 +126,7 @@ def generate(
         draft_model=draft_model,
         session=session,
         streamer=streamer,
+        interruptible=streamer is not None,
     )
     with generation, ProgressBar(generation, progress) as bar, StreamerFeed(generation, streamer) as feed:
         while generation.advance():
@@ -241,6 +242,7 @@ class Generation:
         always_drafts: bool = False,
         tokenizer: Any = None,
         auto_length: bool = False,
+        interruptible: bool = True,  # by code of the user's, which may change the weights between two steps
     ) -> None:
         _check_limits(max_running, cache_bytes, max_step_tokens)
         module = unwrap(model)
@@ -269,6 +271,7 @@ class Generation:
             max_running=max_running,
             want_logprobs=want_logprobs,
             draft_model=_draft_weights(draft_model),
+            keeps_if_settled=session is not None and (interruptible or taken.hooks is not None),
             always_drafts=always_drafts,
             hooks=_core_hooks(taken.hooks, self.prompts.width, self._pad),
             max_seconds=taken.seconds,
@@ -290,7 +293,10 @@ class Generation:
 
     def advance(self) -> bool:
         """Computes until this call has got on by a step; False once every row has ended."""
-        return self._call.advance()
+        more = self._call.advance()
+        if not more:
+            self._call.settle()
+        return more
 
     def tokens(self, row: int, start: int = 0) -> list[int]:
         """The generated ids of a row from the `start`-th on, so far."""
@@ -335,6 +341,7 @@ class Generation:
     def cancel(self) -> None:
         """Ends the rows that are under way."""
         self._call.cancel()
+        self._call.settle()
 
     def __enter__(self) -> Generation:
         return self

@@ -70,8 +70,10 @@ class Session:
         self._drops = 0
         self._totals = dict.fromkeys(_TOTALS, 0)  # of engines before this one
 
-    def generate(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> Tensor | GenerationOutput:
-        """demiurgic.generate with this session's model and cache.
+    def generate(
+        self, input_ids: Any, max_new_tokens: int | str | None = None, *, attention_mask: Any = None, **options: Any
+    ) -> Tensor | GenerationOutput:
+        """model.generate with this session's cache.
 
         A row computes what no kept prefix has, and at least its last prompt token. Its own tokens, prompt and
         completion, are kept when it ends, also if it is cancelled. Rows with `use_cache=False` do neither.
@@ -80,11 +82,20 @@ class Session:
             RuntimeError: the session is closed.
             ValueError: cache_bytes or max_step_tokens is given, which the session has.
         """
-        return generate(self._module, input_ids, attention_mask, session=self, **options)
+        return generate(self._module, input_ids, attention_mask, **self._with_session(max_new_tokens, options))
 
-    def stream(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> Stream:
-        """demiurgic.stream with this session's model and cache; a stream that is closed early leaves what it has."""
-        return stream(self._module, input_ids, attention_mask, session=self, **options)
+    def stream(
+        self, input_ids: Any, max_new_tokens: int | str | None = None, *, attention_mask: Any = None, **options: Any
+    ) -> Stream:
+        """model.stream with this session's cache; a stream that is closed early leaves what it has."""
+        return stream(self._module, input_ids, attention_mask, **self._with_session(max_new_tokens, options))
+
+    def _with_session(self, max_new_tokens: int | str | None, options: dict[str, Any]) -> dict[str, Any]:
+        if "session" in options:
+            raise TypeError("session= is given to a method of a session, whose calls are its own; leave it out.")
+        if max_new_tokens is not None:
+            options["max_new_tokens"] = max_new_tokens
+        return {**options, "session": self}
 
     def score(self, input_ids: Any, attention_mask: Any = None, **keywords: Any) -> Tensor:
         """demiurgic.score with this session's model and cache.
@@ -132,7 +143,7 @@ class Session:
         rows, *_ = read_prompts(input_ids, None, None, ())
         if len(rows) != 1:
             raise ValueError(f"input_ids has {len(rows)} rows, but a file holds one prefix; save each in its own.")
-        self.prefill(rows)
+        self.prefill(rows, [[1] * len(rows[0])])  # pad ids at its edges are tokens
         with self._lock:
             self._refuse_closed()
             engine, fingerprint = self._engine, self._fingerprint
@@ -163,14 +174,17 @@ class Session:
         """Drops all prefixes; the cache's memory is given back, unless calls are under way, which go on."""
         with self._lock:
             self._refuse_closed()
-            if self._engine is not None:
-                self._engine.clear_prefixes()
+            engine = self._engine
+        if engine is not None:
+            engine.clear_prefixes()  # without the lock: it waits for a step, in which a hook may ask the session
 
     def close(self) -> None:
         """Gives everything back and refuses calls from now on. Calls under way in other threads go on to their end."""
         with self._lock:
             self._closed = True
-            self._retire_engine()
+            engine = self._retire_engine()
+        if engine is not None:
+            engine.clear_prefixes()
 
     @property
     def closed(self) -> bool:
@@ -218,30 +232,31 @@ class Session:
         """
         if module is not self._module:
             raise ValueError("The session is of another model than the one that is given; make a session of this one.")
+        retired = None
         with self._lock:
             self._refuse_closed()
             weights = live_weights(module)
             engine = self._engine
             if engine is None or not engine.serves(weights, self._cache_bytes, self._max_step_tokens):
-                self._drops += self._retire_engine()
+                retired = self._retire_engine()
                 engine = _C.Engine(weights, self._cache_bytes, self._max_step_tokens, keep_prefixes=True)
                 self._engine = engine
             self._fingerprint = engine.fingerprint()
             self._drops += engine.keep_prefixes_of(self._fingerprint)
-            return engine
+        if retired is not None:
+            retired.clear_prefixes()
+        return engine
 
-    def _retire_engine(self) -> bool:
-        """Lets the engine go; whether it kept anything."""
-        engine = self._engine
+    def _retire_engine(self) -> _C.Engine | None:
+        """Lets the engine go and returns it: its prefixes count as dropped, and are to be cleared without the lock."""
+        engine, self._engine = self._engine, None
         if engine is None:
-            return False
-        kept = engine.counters()["num_kept_tokens"] > 0
-        engine.clear_prefixes()
+            return None
         counters = engine.counters()
         for name in _TOTALS:
             self._totals[name] += counters[name]
-        self._engine = None
-        return kept
+        self._drops += counters["num_kept_tokens"] > 0 and not self._closed
+        return engine
 
     def _origin(self, engine: _C.Engine) -> Origin:
         config: Any = self._module.config
