@@ -24,7 +24,7 @@ from demiurgic.reports import event_numbers, read_prompt_logprobs, read_reports,
 from demiurgic.stock_classes import Surroundings
 from demiurgic.stock_criteria import named_eos
 from demiurgic.stock_hooks import take_over
-from demiurgic.streamer import StreamerFeed, check_streamer
+from demiurgic.streamer import StreamerFeed, check_streamer, ended_if_refused
 from demiurgic.token_bytes import token_bytes
 
 DEFAULT_MAX_RUNNING = 256
@@ -74,7 +74,7 @@ def generate(
         progress: show a bar of finished rows and tokens a second on standard error or in the notebook; nothing is shown
             where standard error is no terminal.
         streamer: an object with Hugging Face's protocol for streams, as its TextStreamer: it gets the prompt, then each
-            token, by `put`, and `end()` when the generation ends, also by an exception. For one row only.
+            token, by `put`, and `end()` when the generation ends or is refused, whatever the reason. For one row only.
         max_running: most rows that are computed at a time, 1 or more; the others wait.
         cache_bytes: most memory of the key/value cache in bytes. None: nine tenths of what is free on the device.
         max_step_tokens: most prompt tokens computed at a time, 1 or more; longer prompts go in chunks. None: 512.
@@ -103,31 +103,32 @@ def generate(
             return_dict_in_generate; its `result` has all rows).
         Whatever a logits processor or stopping criterion raises.
     """
-    _check_flag("return_dict_in_generate", return_dict_in_generate)
-    _check_flag("progress", progress)
-    auto_length = take_auto_length(options)
-    config = merged(generation_config, options)
-    if not return_dict_in_generate:
-        refuse_unreturned(config)
-    generation = Generation(
-        model,
-        input_ids,
-        attention_mask,
-        config=config,
-        given=given_names(generation_config, options),
-        logits_processor=logits_processor,
-        stopping_criteria=stopping_criteria,
-        tokenizer=tokenizer,
-        auto_length=auto_length,
-        want_logprobs=return_dict_in_generate,
-        max_running=max_running,
-        cache_bytes=cache_bytes,
-        max_step_tokens=max_step_tokens,
-        draft_model=draft_model,
-        session=session,
-        streamer=streamer,
-    )
-    with generation, ProgressBar(generation, progress) as bar, StreamerFeed(generation, streamer) as feed:
+    with ended_if_refused(streamer):
+        _check_flag("return_dict_in_generate", return_dict_in_generate)
+        _check_flag("progress", progress)
+        auto_length = take_auto_length(options)
+        config = merged(generation_config, options)
+        if not return_dict_in_generate:
+            refuse_unreturned(config)
+        generation = Generation(
+            model,
+            input_ids,
+            attention_mask,
+            config=config,
+            given=given_names(generation_config, options),
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            tokenizer=tokenizer,
+            auto_length=auto_length,
+            want_logprobs=return_dict_in_generate,
+            max_running=max_running,
+            cache_bytes=cache_bytes,
+            max_step_tokens=max_step_tokens,
+            draft_model=draft_model,
+            session=session,
+            streamer=streamer,
+        )
+    with generation, StreamerFeed(generation, streamer) as feed, ProgressBar(generation, progress) as bar:
         while generation.advance():
             bar.update()
             feed.update()
