@@ -47,10 +47,16 @@ def processors_as_options(processors: Sequence[Any], around: Surroundings) -> tu
     last, step = len(processors), _LAST_STEP + 1
     while last > first and (kind := kinds[last - 1]) is not None and _HOOKS_STEP < kind.step < step:
         values = kind.read(processors[last - 1], around)
-        if values is None or not _join(native, values, around):
+        if values is None or _acts_on_greedy(kind, around) or not _join(native, values, around):
             break
         last, step = last - 1, kind.step
     return options | native, list(processors[first:last])
+
+
+def _acts_on_greedy(kind: _Kind, around: Surroundings) -> bool:
+    """Whether it may drop the most likely token of a greedy call, for which our steps from 7 on are not computed."""
+    greedy = not around.config.do_sample or around.config.temperature == 0
+    return greedy and kind.option == "typical_p"
 
 
 def _join(native: dict[str, Any], values: dict[str, Any], around: Surroundings) -> bool:
