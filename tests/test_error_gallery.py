@@ -505,6 +505,9 @@ GALLERY: dict[str, list[Snippet]] = {
     ],
     "Streams and streamers": [
         lambda: stream(tiny_model(), [1, 2], tokenizer="tiny"),
+        lambda: stream(tiny_model(), [1, 2], streamer=None),
+        lambda: stream(tiny_model(), [1, 2], return_dict_in_generate=True),
+        lambda: stream(tiny_model(), [1, 2], progress=True),
         lambda: stream(tiny_model(), [1, 2]).result(),
         lambda: show(stream(tiny_model(), [1, 2])),
         call(streamer="yes"),

@@ -388,6 +388,11 @@ def test_an_exception_of_a_step_reaches_the_consumer(monkeypatch: pytest.MonkeyP
     [
         ({"temperature": -1}, ValueError, "temperature is -1"),
         ({"temprature": 1}, TypeError, "did you mean 'temperature'"),
+        ({"max_runing": 1}, TypeError, "stream has no keyword 'max_runing'; did you mean 'max_running'"),
+        ({"streamer": None}, TypeError, "stream has no keyword 'streamer': its events are what"),
+        ({"progress": True}, TypeError, "stream has no keyword 'progress': its events say how far"),
+        ({"return_dict_in_generate": True}, TypeError, r"Stream.result\(\) returns all of them; leave it out, or call"),
+        ({"streamr": None}, TypeError, "There is no generation option 'streamr'"),
         ({"tokenizer": "gpt2"}, TypeError, "tokenizer is a str, but must have a method decode"),
         ({"tokenizer": Tokenizer}, TypeError, "tokenizer is a type, but must"),
         ({"stop": "a"}, ValueError, "stop"),

@@ -194,13 +194,15 @@ def score(
     return result
 
 
-def merged(config: _C.GenerationConfig | None, options: dict[str, Any]) -> _C.GenerationConfig:
-    """A copy of `config`, or of the defaults, with `options` on top."""
+def merged(
+    config: _C.GenerationConfig | None, options: dict[str, Any], caller: str = "generate"
+) -> _C.GenerationConfig:
+    """A copy of `config`, or of the defaults, with `options`, given to `caller` (generate or stream), on top."""
     if "stop_strings" in options:  # Hugging Face's name
         if "stop" in options:
             raise TypeError("stop and stop_strings are the same option; give one of them.")
         options = {("stop" if name == "stop_strings" else name): value for name, value in options.items()}
-    _check_names(options)
+    _check_names(options, caller)
     if config is None:
         return _C.GenerationConfig(**options)
     if not isinstance(config, _C.GenerationConfig):
@@ -462,14 +464,12 @@ def _engine_of_session(
     return session.engine_for(module)
 
 
-# Keywords of generate that are no options of GenerationConfig.
+# Keywords of generate and stream that are no options of GenerationConfig.
 _KEYWORDS = (
     "attention_mask",
     "generation_config",
-    "return_dict_in_generate",
     "logits_processor",
     "stopping_criteria",
-    "streamer",
     "max_running",
     "cache_bytes",
     "max_step_tokens",
@@ -480,13 +480,24 @@ _KEYWORDS = (
 )
 
 
-def _check_names(options: dict[str, Any]) -> None:
-    """Refuses a misspelt keyword of generate; GenerationConfig does it for misspelt options."""
+# Those of generate alone, and what a stream has instead.
+_OF_GENERATE = {
+    "return_dict_in_generate": "its events have the numbers, and Stream.result() returns all of them",
+    "streamer": "its events are what a streamer is given",
+    "progress": "its events say how far the rows are",
+}
+
+
+def _check_names(options: dict[str, Any], caller: str) -> None:
+    """Refuses a misspelt keyword of `caller`; GenerationConfig does it for misspelt options."""
     known = [option["name"] for option in _C.options()]
+    keywords = [*_KEYWORDS, *(_OF_GENERATE if caller == "generate" else ())]
     for name in options:
-        nearest = difflib.get_close_matches(name, [*known, *_KEYWORDS], n=1)
-        if name not in known and nearest and nearest[0] in _KEYWORDS:
-            raise TypeError(f"generate has no keyword '{name}'; did you mean '{nearest[0]}'?")
+        if name in _OF_GENERATE:  # it is no keyword of `caller`, else it would not be among the options
+            raise TypeError(f"{caller} has no keyword '{name}': {_OF_GENERATE[name]}; leave it out, or call generate.")
+        nearest = difflib.get_close_matches(name, [*known, *keywords], n=1)
+        if name not in known and nearest and nearest[0] in keywords:
+            raise TypeError(f"{caller} has no keyword '{name}'; did you mean '{nearest[0]}'?")
 
 
 def _check_flag(name: str, value: Any) -> None:

@@ -223,7 +223,7 @@ def stream(
         TypeError, ValueError, IndexError, RuntimeError: as generate, at the call and not at the first event.
     """
     auto_length = take_auto_length(options)
-    config = merged(generation_config, options)
+    config = merged(generation_config, options, "stream")
     looks_at_text = bool(auto_length or config.stop or config.stop_at)
     generation = Generation(
         model,
