@@ -10,7 +10,7 @@ import torch
 from models import NO_SPECIAL_IDS, fixed_logits_model, tiny_model
 from plain_loop import prompts_without_ties
 
-from demiurgic import GenerationConfig, generate, load
+from demiurgic import _C, GenerationConfig, generate, load
 from demiurgic.engine import merged
 from demiurgic.hooks import Hooks
 from demiurgic.loading import SHIPPED_MODELS
@@ -355,6 +355,12 @@ def test_an_option_given_beside_its_processor_is_refused(processor, options, nam
 def test_an_option_given_beside_its_criterion_is_refused(criterion, options, name):
     with pytest.raises(ValueError, match=f"holds a {type(criterion).__name__}, and {name} is given beside it"):
         generate(tiny_model(), [[1, 2]], stopping_criteria=criterion, **options)
+
+
+def test_auto_beside_a_limit_is_refused_by_its_name():
+    options = {"max_new_tokens": "auto", "stopping_criteria": criteria_of.MaxLengthCriteria(30)}
+    with pytest.raises(ValueError, match="MaxLengthCriteria, and max_new_tokens='auto' is given beside it"):
+        generate(tiny_model(), [[1, 2]], tokenizer=_C.TokenBytes(["a"] * 97, [], "raw"), **options)
 
 
 @pytest.mark.parametrize("option", [{"temperature": None}, {"temperature": 1}])

@@ -88,7 +88,7 @@ def generate(
             tiktoken.Encoding. What is known of its tokens is made once for each tokenizer object.
         options: any option of GenerationConfig by name. `stop_strings` is another name of `stop`.
             `max_new_tokens="auto"` gives each prompt what demiurgic.text.suggest_max_new_tokens says of it, within the
-            context that is left.
+            context that is left, and min_new_tokens at least; max_length may not be given beside it.
 
     Returns:
         int64 [B * num_return_sequences, T + new] on the device of `input_ids` (of the model for lists), padded on the
@@ -106,7 +106,7 @@ def generate(
     with ended_if_refused(streamer):
         _check_flag("return_dict_in_generate", return_dict_in_generate)
         _check_flag("progress", progress)
-        auto_length = take_auto_length(options)
+        auto_length = take_auto_length(options, generation_config)
         config = merged(generation_config, options)
         if not return_dict_in_generate:
             refuse_unreturned(config)
@@ -251,7 +251,8 @@ class Generation:
         criteria = hooks_in("stopping_criteria", stopping_criteria)
         config = _resolved(named_eos(criteria, config, given), module.config)
         self.prompts = _prompts(input_ids, attention_mask, config, module.config)
-        around = _surroundings(config, given, self.prompts, module.config)._replace(tokenizer=tokenizer)
+        around = _surroundings(config, given, self.prompts, module.config)
+        around = around._replace(tokenizer=tokenizer, auto_length=auto_length)
         taken = take_over(processors, criteria, around)
         config = config.replace(**taken.options)
         self._config = config
@@ -284,7 +285,7 @@ class Generation:
         self.seeds = request.seeds
         self._call = self._engine.add(request)
         self._device = self.prompts.device or next(module.parameters()).device
-        if not auto_length or config.max_length is not None:
+        if not auto_length:
             _warn_of_growth(self.prompts.ids, config, module.config)
 
     @property

@@ -82,7 +82,7 @@ def _check_conflict(processor: Any, kind: _Kind, around: Surroundings) -> None:
     beside = {"top_p": ("typical_p",)} | _STANDS_IN
     for name in (kind.option, *beside.get(kind.option, ())):
         if name in around.given and name in _OFF and getattr(around.config, name) != _OFF[name]:
-            refuse_beside("logits_processor", processor, around.config, name)
+            refuse_beside("logits_processor", processor, name, getattr(around.config, name))
 
 
 _HOOKS_STEP, _LAST_STEP = 6, 10
