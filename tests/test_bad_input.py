@@ -114,6 +114,7 @@ OPTIONS = [
     ({"temprature": 1}, TypeError, "There is no generation option 'temprature'; did you mean 'temperature'?"),
     ({"topk": 5}, TypeError, "did you mean 'top_k'?"),
     ({"max_runing": 5}, TypeError, "generate has no keyword 'max_runing'; did you mean 'max_running'?"),
+    ({"progres": True}, TypeError, "generate has no keyword 'progres'; did you mean 'progress'?"),
     ({"attention_masks": [[1]]}, TypeError, "did you mean 'attention_mask'?"),
     ({"return_dict": True}, TypeError, "did you mean 'return_dict_in_generate'?"),
     ({"num_beams": 4}, TypeError, "There is no generation option 'num_beams'"),

@@ -343,6 +343,7 @@ def test_a_loop_is_ended_unless_it_is_switched_off(run: Run) -> None:
     ("arguments", "message"),
     [
         (["--temprature", "1"], "no option --temprature; did you mean --temperature?"),
+        (["--max-new-tokens", "auto", "--max-length", "9"], "max_new_tokens='auto' is given beside max_length=9"),
         (["--zzz"], "no option --zzz. See --help"),
         (["--top-k"], "requires an argument"),
         (["second"], "unexpected extra argument"),

@@ -10,7 +10,7 @@ import torch
 from models import NO_SPECIAL_IDS, fixed_logits_model, tiny_model
 from plain_loop import prompts_without_ties
 
-from demiurgic import GenerationConfig, generate, load
+from demiurgic import _C, GenerationConfig, generate, load
 from demiurgic.engine import merged
 from demiurgic.hooks import Hooks
 from demiurgic.loading import SHIPPED_MODELS
@@ -175,6 +175,14 @@ def test_what_the_numbered_order_or_the_options_cannot_say_is_called(processors,
     assert called(processors) == names
 
 
+@pytest.mark.parametrize("greedy", [{"do_sample": False}, {"temperature": 0}])
+def test_typical_is_called_where_the_call_is_greedy(greedy):
+    assert called([typical(0.9)], **greedy) == ["TypicalLogitsWarper"]
+    assert called([top_k(5), typical(0.9), min_p(0.1)], **greedy) == ["TopKLogitsWarper", "TypicalLogitsWarper"]
+    assert called([temperature(0.5), top_k(5), top_p(0.9), min_p(0.1)], do_sample=False) == []
+    assert called([typical(0.9)]) == []
+
+
 def test_min_length_leaves_stop_ids_alone():
     assert called([min_new(1, 3, EOS)], stop_token_ids=[9]) == ["MinNewTokensLengthLogitsProcessor"]
 
@@ -195,6 +203,8 @@ LISTS = {
     "penalty without the prompt": [mine, repetition(1.4, prompt_ignore_length=8)],
     "normalised": [repetition(1.4), theirs.LogitNormalization(), ngram(3)],
     "filters that greedy does not see": [mine, repetition(1.2), top_k(40), temperature(0.3)],
+    "typical, which may drop the most likely": [typical(0.02)],
+    "typical among filters": [temperature(0.7), top_k(60), typical(0.05), min_p(0.01)],
 }
 
 
@@ -345,6 +355,12 @@ def test_an_option_given_beside_its_processor_is_refused(processor, options, nam
 def test_an_option_given_beside_its_criterion_is_refused(criterion, options, name):
     with pytest.raises(ValueError, match=f"holds a {type(criterion).__name__}, and {name} is given beside it"):
         generate(tiny_model(), [[1, 2]], stopping_criteria=criterion, **options)
+
+
+def test_auto_beside_a_limit_is_refused_by_its_name():
+    options = {"max_new_tokens": "auto", "stopping_criteria": criteria_of.MaxLengthCriteria(30)}
+    with pytest.raises(ValueError, match="MaxLengthCriteria, and max_new_tokens='auto' is given beside it"):
+        generate(tiny_model(), [[1, 2]], tokenizer=_C.TokenBytes(["a"] * 97, [], "raw"), **options)
 
 
 @pytest.mark.parametrize("option", [{"temperature": None}, {"temperature": 1}])

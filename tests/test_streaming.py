@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import math
+import sys
 import threading
 from typing import Any
 
@@ -387,6 +388,11 @@ def test_an_exception_of_a_step_reaches_the_consumer(monkeypatch: pytest.MonkeyP
     [
         ({"temperature": -1}, ValueError, "temperature is -1"),
         ({"temprature": 1}, TypeError, "did you mean 'temperature'"),
+        ({"max_runing": 1}, TypeError, "stream has no keyword 'max_runing'; did you mean 'max_running'"),
+        ({"streamer": None}, TypeError, "stream has no keyword 'streamer': its events are what"),
+        ({"progress": True}, TypeError, "stream has no keyword 'progress': its events say how far"),
+        ({"return_dict_in_generate": True}, TypeError, r"Stream.result\(\) returns all of them; leave it out, or call"),
+        ({"streamr": None}, TypeError, "There is no generation option 'streamr'"),
         ({"tokenizer": "gpt2"}, TypeError, "tokenizer is a str, but must have a method decode"),
         ({"tokenizer": Tokenizer}, TypeError, "tokenizer is a type, but must"),
         ({"stop": "a"}, ValueError, "stop"),
@@ -451,6 +457,36 @@ def test_who_iterates_over_a_streamer_does_not_wait_for_ever() -> None:
     with pytest.raises(GenerationError):
         generate(fixed_logits_model([0.0, 1.0]), [0], do_sample=False, no_repeat_ngram_size=1, streamer=recorder)
     assert recorder.calls == [[[0]], [1], "end"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"input_ids": [97]}, IndexError),
+        ({"input_ids": [[1], [2]]}, ValueError),
+        ({"temperature": -1}, ValueError),
+        ({"temprature": 1}, TypeError),
+        ({"progress": 1}, TypeError),
+        ({"cache_bytes": 1000}, RuntimeError),
+        ({"stop": "a"}, ValueError),
+        ({"max_new_tokens": "auto"}, ValueError),
+        ({"entropy": True}, ValueError),
+    ],
+)
+def test_a_refused_call_ends_its_streamer_once(arguments: dict[str, Any], error: type[Exception]) -> None:
+    recorder = Recorder()
+    with pytest.raises(error):
+        generate(tiny_model(), **({"input_ids": [1, 2]} | arguments), streamer=recorder)
+    assert recorder.calls == ["end"]
+
+
+def test_a_bar_that_fails_ends_the_streamer(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr("demiurgic.progress._visible", lambda: True)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(ImportError):
+        generate(tiny_model(), [1, 2], max_new_tokens=3, progress=True, streamer=recorder)
+    assert recorder.calls[-1] == "end" and recorder.calls.count("end") == 1
 
 
 @pytest.mark.parametrize("fails_at", [0, 1, 3])

@@ -187,8 +187,10 @@ def test_auto_is_each_prompts_own() -> None:
 
 def test_auto_stays_within_the_context() -> None:
     assert auto([ids("x" * 30), ids("x")], context=40).lengths == [10, 39]
-    assert auto([ids("x")], max_length=7).lengths == [6]
     assert auto([ids("x")], min_new_tokens=200).lengths == [200]
+    assert auto([ids("x")], min_new_tokens=1100).lengths == [1100]
+    config = GenerationConfig(min_new_tokens=1100, max_new_tokens=None, max_length=2000)
+    assert auto([ids("x")], generation_config=config, max_length=None).lengths == [1100]
 
 
 @pytest.mark.parametrize(
@@ -197,6 +199,11 @@ def test_auto_stays_within_the_context() -> None:
         ({"tokenizer": None}, "max_new_tokens='auto' reads the prompt's text, so it needs the tokenizer"),
         ({"context": 3}, "max_new_tokens='auto' finds room for 0 tokens after the 5 of prompt 1"),
         ({"context": 60, "min_new_tokens": 56}, "finds room for 55 tokens after the 5 of prompt 1"),
+        ({"min_new_tokens": 2044}, "finds room for 2043 tokens after the 5 of prompt 1"),
+        ({"max_length": 7}, "max_new_tokens='auto' is given beside max_length=7, which wins over it; give one"),
+        ({"generation_config": GenerationConfig(max_length=7)}, "is given beside max_length=7"),
+        ({"min_new_tokens": -1}, "min_new_tokens is -1"),
+        ({"min_new_tokens": 2**63}, "min_new_tokens is 9223372036854775808"),
     ],
 )
 def test_auto_is_refused(options: dict[str, Any], message: str) -> None:

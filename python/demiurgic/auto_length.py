@@ -10,11 +10,24 @@ from demiurgic.text import suggest_max_new_tokens
 _MOST = 1024  # that suggest_max_new_tokens gives
 
 
-def take_auto_length(options: dict[str, Any]) -> bool:
-    """Whether max_new_tokens is "auto" among `options`; if so it becomes a number that allows what auto may give."""
+def take_auto_length(options: dict[str, Any], config: _C.GenerationConfig | None = None) -> bool:
+    """Whether max_new_tokens is "auto" among `options`; if so it becomes a number that allows what auto may give.
+
+    Args:
+        options: those given by name, which win over `config`.
+
+    Raises:
+        ValueError: max_length is given as well, beside which auto would mean nothing.
+    """
     if not isinstance(options.get("max_new_tokens"), str) or options["max_new_tokens"] != "auto":
         return False
-    options["max_new_tokens"] = _MOST
+    max_length, least = (options.get(name, getattr(config, name, None)) for name in ("max_length", "min_new_tokens"))
+    if max_length is not None:
+        raise ValueError(
+            f"max_new_tokens='auto' is given beside max_length={max_length!r}, which wins over it; give one of them."
+        )
+    # What is no number, or none that fits, is refused by its own name.
+    options["max_new_tokens"] = max(_MOST, least) if isinstance(least, int) and least < 2**63 else _MOST
     return True
 
 

@@ -24,7 +24,7 @@ from demiurgic.reports import event_numbers, read_prompt_logprobs, read_reports,
 from demiurgic.stock_classes import Surroundings
 from demiurgic.stock_criteria import named_eos
 from demiurgic.stock_hooks import take_over
-from demiurgic.streamer import StreamerFeed, check_streamer
+from demiurgic.streamer import StreamerFeed, check_streamer, ended_if_refused
 from demiurgic.token_bytes import token_bytes
 
 DEFAULT_MAX_RUNNING = 256
@@ -74,7 +74,7 @@ def generate(
         progress: show a bar of finished rows and tokens a second on standard error or in the notebook; nothing is shown
             where standard error is no terminal.
         streamer: an object with Hugging Face's protocol for streams, as its TextStreamer: it gets the prompt, then each
-            token, by `put`, and `end()` when the generation ends, also by an exception. For one row only.
+            token, by `put`, and `end()` when the generation ends or is refused, whatever the reason. For one row only.
         max_running: most rows that are computed at a time, 1 or more; the others wait.
         cache_bytes: most memory of the key/value cache in bytes. None: nine tenths of what is free on the device.
         max_step_tokens: most prompt tokens computed at a time, 1 or more; longer prompts go in chunks. None: 512.
@@ -88,7 +88,7 @@ def generate(
             tiktoken.Encoding. What is known of its tokens is made once for each tokenizer object.
         options: any option of GenerationConfig by name. `stop_strings` is another name of `stop`.
             `max_new_tokens="auto"` gives each prompt what demiurgic.text.suggest_max_new_tokens says of it, within the
-            context that is left.
+            context that is left, and min_new_tokens at least; max_length may not be given beside it.
 
     Returns:
         int64 [B * num_return_sequences, T + new] on the device of `input_ids` (of the model for lists), padded on the
@@ -103,32 +103,33 @@ def generate(
             return_dict_in_generate; its `result` has all rows).
         Whatever a logits processor or stopping criterion raises.
     """
-    _check_flag("return_dict_in_generate", return_dict_in_generate)
-    _check_flag("progress", progress)
-    auto_length = take_auto_length(options)
-    config = merged(generation_config, options)
-    if not return_dict_in_generate:
-        refuse_unreturned(config)
-    generation = Generation(
-        model,
-        input_ids,
-        attention_mask,
-        config=config,
-        given=given_names(generation_config, options),
-        logits_processor=logits_processor,
-        stopping_criteria=stopping_criteria,
-        tokenizer=tokenizer,
-        auto_length=auto_length,
-        want_logprobs=return_dict_in_generate,
-        max_running=max_running,
-        cache_bytes=cache_bytes,
-        max_step_tokens=max_step_tokens,
-        draft_model=draft_model,
-        session=session,
-        streamer=streamer,
-        interruptible=streamer is not None,
-    )
-    with generation, ProgressBar(generation, progress) as bar, StreamerFeed(generation, streamer) as feed:
+    with ended_if_refused(streamer):
+        _check_flag("return_dict_in_generate", return_dict_in_generate)
+        _check_flag("progress", progress)
+        auto_length = take_auto_length(options, generation_config)
+        config = merged(generation_config, options)
+        if not return_dict_in_generate:
+            refuse_unreturned(config)
+        generation = Generation(
+            model,
+            input_ids,
+            attention_mask,
+            config=config,
+            given=given_names(generation_config, options),
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            tokenizer=tokenizer,
+            auto_length=auto_length,
+            want_logprobs=return_dict_in_generate,
+            max_running=max_running,
+            cache_bytes=cache_bytes,
+            max_step_tokens=max_step_tokens,
+            draft_model=draft_model,
+            session=session,
+            streamer=streamer,
+            interruptible=streamer is not None,
+        )
+    with generation, StreamerFeed(generation, streamer) as feed, ProgressBar(generation, progress) as bar:
         while generation.advance():
             bar.update()
             feed.update()
@@ -194,13 +195,15 @@ def score(
     return result
 
 
-def merged(config: _C.GenerationConfig | None, options: dict[str, Any]) -> _C.GenerationConfig:
-    """A copy of `config`, or of the defaults, with `options` on top."""
+def merged(
+    config: _C.GenerationConfig | None, options: dict[str, Any], caller: str = "generate"
+) -> _C.GenerationConfig:
+    """A copy of `config`, or of the defaults, with `options`, given to `caller` (generate or stream), on top."""
     if "stop_strings" in options:  # Hugging Face's name
         if "stop" in options:
             raise TypeError("stop and stop_strings are the same option; give one of them.")
         options = {("stop" if name == "stop_strings" else name): value for name, value in options.items()}
-    _check_names(options)
+    _check_names(options, caller)
     if config is None:
         return _C.GenerationConfig(**options)
     if not isinstance(config, _C.GenerationConfig):
@@ -250,7 +253,8 @@ class Generation:
         criteria = hooks_in("stopping_criteria", stopping_criteria)
         config = _resolved(named_eos(criteria, config, given), module.config)
         self.prompts = _prompts(input_ids, attention_mask, config, module.config)
-        around = _surroundings(config, given, self.prompts, module.config)._replace(tokenizer=tokenizer)
+        around = _surroundings(config, given, self.prompts, module.config)
+        around = around._replace(tokenizer=tokenizer, auto_length=auto_length)
         taken = take_over(processors, criteria, around)
         config = config.replace(**taken.options)
         self._config = config
@@ -284,7 +288,7 @@ class Generation:
         self.seeds = request.seeds
         self._call = self._engine.add(request)
         self._device = self.prompts.device or next(module.parameters()).device
-        if not auto_length or config.max_length is not None:
+        if not auto_length:
             _warn_of_growth(self.prompts.ids, config, module.config)
 
     @property
@@ -468,14 +472,12 @@ def _engine_of_session(
     return session.engine_for(module)
 
 
-# Keywords of generate that are no options of GenerationConfig.
+# Keywords of generate and stream that are no options of GenerationConfig.
 _KEYWORDS = (
     "attention_mask",
     "generation_config",
-    "return_dict_in_generate",
     "logits_processor",
     "stopping_criteria",
-    "streamer",
     "max_running",
     "cache_bytes",
     "max_step_tokens",
@@ -486,13 +488,24 @@ _KEYWORDS = (
 )
 
 
-def _check_names(options: dict[str, Any]) -> None:
-    """Refuses a misspelt keyword of generate; GenerationConfig does it for misspelt options."""
+# Those of generate alone, and what a stream has instead.
+_OF_GENERATE = {
+    "return_dict_in_generate": "its events have the numbers, and Stream.result() returns all of them",
+    "streamer": "its events are what a streamer is given",
+    "progress": "its events say how far the rows are",
+}
+
+
+def _check_names(options: dict[str, Any], caller: str) -> None:
+    """Refuses a misspelt keyword of `caller`; GenerationConfig does it for misspelt options."""
     known = [option["name"] for option in _C.options()]
+    keywords = [*_KEYWORDS, *(_OF_GENERATE if caller == "generate" else ())]
     for name in options:
-        nearest = difflib.get_close_matches(name, [*known, *_KEYWORDS], n=1)
-        if name not in known and nearest and nearest[0] in _KEYWORDS:
-            raise TypeError(f"generate has no keyword '{name}'; did you mean '{nearest[0]}'?")
+        if name in _OF_GENERATE:  # it is no keyword of `caller`, else it would not be among the options
+            raise TypeError(f"{caller} has no keyword '{name}': {_OF_GENERATE[name]}; leave it out, or call generate.")
+        nearest = difflib.get_close_matches(name, [*known, *keywords], n=1)
+        if name not in known and nearest and nearest[0] in keywords:
+            raise TypeError(f"{caller} has no keyword '{name}'; did you mean '{nearest[0]}'?")
 
 
 def _check_flag(name: str, value: Any) -> None:

@@ -586,13 +586,13 @@ class DemiurgicForCausalLM(DemiurgicPreTrainedModel):
         return generate(self, input_ids, attention_mask, **options)
 
     def stream(
-        self, input_ids: Any, max_new_tokens: int | None = None, *, attention_mask: Any = None, **options: Any
+        self, input_ids: Any, max_new_tokens: int | str | None = None, *, attention_mask: Any = None, **options: Any
     ) -> Stream:
         """Continue prompts as `generate` does, token by token as they come: demiurgic.stream.
 
         Args:
             input_ids: integer [B, T] or [T], or a list of prompts of any lengths.
-            max_new_tokens: how many tokens to add at most; also positional.
+            max_new_tokens: how many tokens to add at most; also positional. "auto": by what each prompt asks for.
             attention_mask: [B, T], 1 where a token counts, 0 where it is padding at the row's edges.
             options: any option of GenerationConfig by name, and those of demiurgic.stream; `tokenizer=` gives texts.
 

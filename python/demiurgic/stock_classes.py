@@ -28,11 +28,11 @@ class Surroundings(NamedTuple):
     prompts: Sequence[Sequence[int]]  # without padding, one for each row of the result
     vocab_size: int
     tokenizer: Any = None  # the user's, where there is one
+    auto_length: bool = False  # max_new_tokens is "auto", and the config's stands in for it
 
 
-def refuse_beside(keyword: str, hook: Any, config: _C.GenerationConfig, name: str) -> NoReturn:
+def refuse_beside(keyword: str, hook: Any, name: str, value: Any) -> NoReturn:
     """ValueError, because `hook` stands for the option `name`, which is given as well."""
-    value = getattr(config, name)
     raise ValueError(
         f"{keyword} holds a {type(hook).__name__}, and {name}={value!r} is given beside it; give one of them."
     )

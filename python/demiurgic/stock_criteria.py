@@ -38,7 +38,7 @@ def named_eos(criteria: Sequence[Any], config: _C.GenerationConfig, given: Colle
     if not stock:
         return config
     if "eos_token_id" in given and config.eos_token_id is not None:
-        refuse_beside("stopping_criteria", stock[0], config, "eos_token_id")
+        refuse_beside("stopping_criteria", stock[0], "eos_token_id", config.eos_token_id)
     return config.replace(eos_token_id=sorted({i for criterion in stock for i in ids_in(criterion.eos_token_id)}))
 
 
@@ -76,8 +76,9 @@ def _kind(criterion: Any) -> str:
 def _max_new_tokens(limits: list[Any], around: Surroundings) -> dict[str, Any]:
     """They are asked after a token, and count columns."""
     for name in ("max_new_tokens", "max_length"):
-        if name in around.given and getattr(around.config, name) is not None:
-            refuse_beside("stopping_criteria", limits[0], around.config, name)
+        value = "auto" if name == "max_new_tokens" and around.auto_length else getattr(around.config, name)
+        if name in around.given and value is not None:
+            refuse_beside("stopping_criteria", limits[0], name, value)
     return {"max_new_tokens": max(1, min(limit.max_length for limit in limits) - around.width)}
 
 
@@ -96,7 +97,7 @@ def _stops(criteria: list[Any], around: Surroundings) -> _Stops | None:
     special tokens; `stop` looks at the generated text, and is held back by min_new_tokens.
     """
     if "stop" in around.given and around.config.stop:
-        refuse_beside("stopping_criteria", criteria[0], around.config, "stop")
+        refuse_beside("stopping_criteria", criteria[0], "stop", around.config.stop)
     config = around.config
     if config.stop_at or config.min_new_tokens or config.min_length or "include_stop" in around.given:
         return None

@@ -47,10 +47,16 @@ def processors_as_options(processors: Sequence[Any], around: Surroundings) -> tu
     last, step = len(processors), _LAST_STEP + 1
     while last > first and (kind := kinds[last - 1]) is not None and _HOOKS_STEP < kind.step < step:
         values = kind.read(processors[last - 1], around)
-        if values is None or not _join(native, values, around):
+        if values is None or _acts_on_greedy(kind, around) or not _join(native, values, around):
             break
         last, step = last - 1, kind.step
     return options | native, list(processors[first:last])
+
+
+def _acts_on_greedy(kind: _Kind, around: Surroundings) -> bool:
+    """Whether it may drop the most likely token of a greedy call, for which our steps from 7 on are not computed."""
+    greedy = not around.config.do_sample or around.config.temperature == 0
+    return greedy and kind.option == "typical_p"
 
 
 def _join(native: dict[str, Any], values: dict[str, Any], around: Surroundings) -> bool:
@@ -76,7 +82,7 @@ def _check_conflict(processor: Any, kind: _Kind, around: Surroundings) -> None:
     beside = {"top_p": ("typical_p",)} | _STANDS_IN
     for name in (kind.option, *beside.get(kind.option, ())):
         if name in around.given and name in _OFF and getattr(around.config, name) != _OFF[name]:
-            refuse_beside("logits_processor", processor, around.config, name)
+            refuse_beside("logits_processor", processor, name, getattr(around.config, name))
 
 
 _HOOKS_STEP, _LAST_STEP = 6, 10

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -23,7 +25,7 @@ def check_streamer(streamer: Any, num_rows: int) -> None:
     """Refuses an object without the protocol, and more rows than one, whose tokens it could not tell apart."""
     if streamer is None:
         return
-    if isinstance(streamer, type) or not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+    if not _has_protocol(streamer):
         raise TypeError(
             f"streamer is {streamer!r}, but must be an object with put(ids) and end(), as TextStreamer of transformers."
         )
@@ -31,6 +33,21 @@ def check_streamer(streamer: Any, num_rows: int) -> None:
         raise ValueError(
             f"streamer takes the tokens of one row, but this call has {num_rows}; demiurgic.stream tells rows apart."
         )
+
+
+@contextmanager
+def ended_if_refused(streamer: Any) -> Iterator[None]:
+    """Ends `streamer` where the call is refused: who iterates over what it gets must not wait for ever."""
+    try:
+        yield
+    except BaseException:
+        if _has_protocol(streamer):
+            streamer.end()
+        raise
+
+
+def _has_protocol(streamer: Any) -> bool:
+    return not isinstance(streamer, type) and all(callable(getattr(streamer, name, None)) for name in ("put", "end"))
 
 
 class StreamerFeed:

@@ -222,8 +222,8 @@ def stream(
     Raises:
         TypeError, ValueError, IndexError, RuntimeError: as generate, at the call and not at the first event.
     """
-    auto_length = take_auto_length(options)
-    config = merged(generation_config, options)
+    auto_length = take_auto_length(options, generation_config)
+    config = merged(generation_config, options, "stream")
     looks_at_text = bool(auto_length or config.stop or config.stop_at)
     generation = Generation(
         model,
