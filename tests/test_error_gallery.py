@@ -549,6 +549,7 @@ GALLERY: dict[str, list[Snippet]] = {
     "Use of a session": [
         in_session(lambda session: (session.close(), session.generate([1]))),
         in_session(lambda session: session.generate([1], cache_bytes=1)),
+        in_session(lambda session: session.generate([1], session=session)),
         in_session(lambda session: generate(tiny_model(), [1], session=session)),
         call(session="s"),
         in_session(pickle.dumps),
