@@ -230,6 +230,12 @@ def test_errors_come_after_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert out.getvalue() == " b\n"
 
 
+@pytest.mark.parametrize(("wrong", "name"), [(3, "int"), (None, "NoneType"), (iter([]), "list_iterator")])
+def test_what_is_no_stream_is_refused(wrong: Any, name: str) -> None:
+    with pytest.raises(TypeError, match=f"stream is of type {name}, but must be a Stream: show what demiurgic.stream"):
+        show(wrong)
+
+
 def test_a_stream_without_text_is_refused() -> None:
     with pytest.raises(ValueError, match="no text to show: pass tokenizer= to stream"):
         show(stream(tiny_model(), [1, 2], max_new_tokens=2))

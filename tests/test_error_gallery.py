@@ -451,6 +451,7 @@ GALLERY: dict[str, list[Snippet]] = {
         call(stop_token_ids=[97]),
         call(bad_token_ids=[97]),
         call(logit_bias={97: 1}),
+        stock("EosTokenCriteria", 99999),
     ],
     "Seeds that fit neither prompts nor rows": [call([[1], [2]], num_return_sequences=2, seed=[1, 2, 3])],
     "Something else than a GenerationConfig": [
@@ -512,6 +513,7 @@ GALLERY: dict[str, list[Snippet]] = {
         lambda: stream(tiny_model(), [1, 2], progress=True),
         lambda: stream(tiny_model(), [1, 2]).result(),
         lambda: show(stream(tiny_model(), [1, 2])),
+        lambda: show(3),  # type: ignore[arg-type]
         call(streamer="yes"),
         call([[1], [2]], streamer=TextStreamer(Tokenizer(SHIPPED_MODELS["tiny"]))),
         lambda: html_view(list(stream(tiny_model(), [1, 2], max_new_tokens=1)), Tokenizer(SHIPPED_MODELS["tiny"])),  # type: ignore[arg-type]

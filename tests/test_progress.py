@@ -41,6 +41,15 @@ def test_bar_counts_ended_rows_and_tokens(monkeypatch: pytest.MonkeyPatch) -> No
     assert re.search(r"12 tokens, \d+ tokens/s", shown)
 
 
+def test_bar_does_not_count_what_may_be_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = screen(monkeypatch)
+    options = {"stop_on_repetition": 9, "repetition_min_tokens": 9, "trim_repetition": True, "do_sample": False}
+    out = generate(fixed_logits_model([0.0, 1.0]), [0], max_new_tokens=30, progress=True, **options)
+    assert out.tolist() == [[0, 1]]
+    counts = [int(count) for count in re.findall(r"(\d+) tokens,", terminal.getvalue())]
+    assert set(counts) == {1}  # of nine that came
+
+
 def test_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     screen(monkeypatch)
     model, options = tiny_model(), {"max_new_tokens": 9, "seed": 3, "num_return_sequences": 2}

@@ -357,6 +357,14 @@ def test_an_option_given_beside_its_criterion_is_refused(criterion, options, nam
         generate(tiny_model(), [[1, 2]], stopping_criteria=criterion, **options)
 
 
+@pytest.mark.parametrize("wrong", [97, 99999, -1])
+def test_an_eos_criterion_outside_the_vocabulary_is_refused_by_its_name(wrong):
+    with pytest.raises(
+        IndexError, match=f"EosTokenCriteria with the id {wrong}, but the vocabulary has the ids 0 to 96"
+    ):
+        run(tiny_model(), stopping_criteria=[criteria_of.EosTokenCriteria([5, wrong])])
+
+
 def test_auto_beside_a_limit_is_refused_by_its_name():
     options = {"max_new_tokens": "auto", "stopping_criteria": criteria_of.MaxLengthCriteria(30)}
     with pytest.raises(ValueError, match="MaxLengthCriteria, and max_new_tokens='auto' is given beside it"):

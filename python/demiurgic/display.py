@@ -32,9 +32,15 @@ def show(stream: Stream, prompt: str = "") -> GenerationOutput:
         ended as cancelled.
 
     Raises:
+        TypeError: something that is not a stream.
         ValueError: the stream has no tokenizer, so there is no text.
         GenerationError: a row ended in an error; the others are shown to their end.
     """
+    if not isinstance(stream, Stream):
+        raise TypeError(
+            f"stream is of type {type(stream).__name__}, but must be a Stream: show what demiurgic.stream or "
+            "model.stream returned."
+        )
     if not stream.has_text:
         raise ValueError("The stream has no text to show: pass tokenizer= to stream.")
     picture = _Notebook(stream.num_rows, prompt) if in_notebook() else _Printed(stream.num_rows, prompt)

@@ -251,7 +251,7 @@ class Generation:
         module = unwrap(model)
         processors = hooks_in("logits_processor", logits_processor)
         criteria = hooks_in("stopping_criteria", stopping_criteria)
-        config = _resolved(named_eos(criteria, config, given), module.config)
+        config = _resolved(named_eos(criteria, config, given, module.config), module.config)
         self.prompts = _prompts(input_ids, attention_mask, config, module.config)
         around = _surroundings(config, given, self.prompts, module.config)
         around = around._replace(tokenizer=tokenizer, auto_length=auto_length)

@@ -16,7 +16,7 @@ class Rows(Protocol):
 
     @property
     def num_rows(self) -> int: ...
-    def tokens(self, row: int, start: int = 0) -> list[int]: ...
+    def settled(self, row: int) -> tuple[int, int]: ...
     def finish_reason(self, row: int) -> str: ...
 
 
@@ -52,9 +52,11 @@ class ProgressBar:
             self._bar.close()
 
     def _show(self) -> None:
+        # Before the lengths: what has ended gets no more tokens.
+        under_way = [row for row in self._under_way if self._rows.finish_reason(row) == "none"]
         for row in self._under_way:
-            self._lengths[row] += len(self._rows.tokens(row, self._lengths[row]))
-        self._under_way = [row for row in self._under_way if self._rows.finish_reason(row) == "none"]
+            self._lengths[row], _ = self._rows.settled(row)  # the others may be taken back
+        self._under_way = under_way
         tokens, seconds = sum(self._lengths), time.perf_counter() - self._start
         self._bar.set_postfix_str(f"{tokens} tokens, {tokens / max(seconds, 1e-9):.0f} tokens/s", refresh=False)
         self._bar.n = len(self._lengths) - len(self._under_way)

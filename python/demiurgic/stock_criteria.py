@@ -28,18 +28,28 @@ class Ends(NamedTuple):
     called: list[Any]
 
 
-def named_eos(criteria: Sequence[Any], config: _C.GenerationConfig, given: Collection[str]) -> _C.GenerationConfig:
+def named_eos(
+    criteria: Sequence[Any], config: _C.GenerationConfig, given: Collection[str], model_config: Any
+) -> _C.GenerationConfig:
     """`config` with the ids of EosTokenCriteria for eos_token_id, where there are some.
 
     Raises:
         ValueError: eos_token_id is given as well.
+        IndexError: an id of theirs is outside the vocabulary.
     """
     stock = [criterion for criterion in criteria if stock_name(criterion, CRITERIA) == "EosTokenCriteria"]
     if not stock:
         return config
     if "eos_token_id" in given and config.eos_token_id is not None:
         refuse_beside("stopping_criteria", stock[0], "eos_token_id", config.eos_token_id)
-    return config.replace(eos_token_id=sorted({i for criterion in stock for i in ids_in(criterion.eos_token_id)}))
+    ids = sorted({i for criterion in stock for i in ids_in(criterion.eos_token_id)})
+    for token in ids:
+        if not 0 <= token < model_config.vocab_size:
+            raise IndexError(
+                f"stopping_criteria holds a EosTokenCriteria with the id {token}, but the vocabulary has the ids 0 to "
+                f"{model_config.vocab_size - 1}."
+            )
+    return config.replace(eos_token_id=ids)
 
 
 def criteria_as_options(criteria: Sequence[Any], around: Surroundings) -> Ends:
