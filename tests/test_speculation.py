@@ -13,6 +13,10 @@ from demiurgic import _C, GenerationConfig, GenerationError, generate
 from demiurgic.engine import Generation
 
 VOCAB = 23  # so small that short runs often stand somewhere before
+PIECES = [*"abcdefghijklmno", "ab", "\n", "def f():\n", "    x\n", "```\n", "``", "#", " "]
+TEXT = _C.TokenBytes(PIECES, [], "raw")
+NUMBERS = ["logprobs", "processed_logprobs", "top_logprobs", "top_logprob_ids", "entropies", "prompt_logprobs"]
+NUMBERS += ["processed_top_logprobs", "processed_top_logprob_ids", "processed_entropies"]
 BLOCK_BYTES = 2 * 2 * 16 * 2 * 8 * 4  # of the cache of tiny_model: k and v, layers, tokens, heads, head_dim, float32
 
 
@@ -43,7 +47,8 @@ def run(target, prompts, options, *, limits=None, always=True, **speculation):
     """The result of one call and the counters of its engine at its end."""
     drafts = {"draft_model": speculation.pop("draft_model", None), "always_drafts": always}
     config = GenerationConfig(**options, **speculation)
-    with Generation(target, prompts, config=config, want_logprobs=True, **drafts, **(limits or {})) as generation:
+    keywords = drafts | {"tokenizer": TEXT} | (limits or {})
+    with Generation(target, prompts, config=config, want_logprobs=True, **keywords) as generation:
         while generation.advance():
             pass
         return generation.result(), generation._engine.counters()
@@ -53,9 +58,14 @@ def check_same(result, expected):
     assert result.completions == expected.completions
     assert result.finish_reasons == expected.finish_reasons
     assert result.errors == expected.errors
+    assert result.stop_reasons == expected.stop_reasons
+    if result.texts is not None and expected.texts is not None:
+        assert result.texts == expected.texts
     assert torch.equal(result.sequences, expected.sequences)
-    for name in ("logprobs", "processed_logprobs"):
-        assert torch.equal(getattr(result, name).nan_to_num(7), getattr(expected, name).nan_to_num(7)), name
+    for name in NUMBERS:
+        found, wanted = getattr(result, name), getattr(expected, name)
+        assert (found is None) == (wanted is None), name
+        assert found is None or torch.equal(found.nan_to_num(7), wanted.nan_to_num(7)), name
 
 
 def random_prompt(dice):
@@ -79,6 +89,10 @@ def random_options(dice):
         frequency_penalty=[0.4, -0.3], presence_penalty=[0.5], repetition_context_size=[3], penalize_prompt=[False],
         no_repeat_ngram_size=[1, 2, 4], logit_bias=[{ids[0]: 4.0}], bad_token_ids=[ids[:2]], stop_token_ids=[ids[1:]],
         eos_token_id=[ids[2:]], num_return_sequences=[2, 3], use_cache=[False],
+        stop=[PIECES[ids[0]] + PIECES[ids[1]], [PIECES[ids[0]] + "a", PIECES[ids[2]] * 2]], include_stop=[True],
+        stop_at=["function", "code_block"], stop_on_repetition=[2, 3], repetition_min_tokens=[4, 9],
+        trim_repetition=[True], min_length=[3, 12], top_logprobs=[1, 4, 40], top_logprobs_mode=["processed", "both"],
+        entropy=[True], prompt_logprobs=[True],
     )  # fmt: skip
     if not options.get("use_cache", True):  # each token computes all before it
         options["max_new_tokens"] %= 10
@@ -87,7 +101,7 @@ def random_options(dice):
 
 def random_limits(dice, options):
     """Sometimes a cache that is too small for all rows, short steps, few rows at a time."""
-    blocks = 6 if options["max_new_tokens"] else 1
+    blocks = 6 if options["max_new_tokens"] or "prompt_logprobs" in options else 1
     return {
         "cache_bytes": dice.choice([None, None, blocks * BLOCK_BYTES, 2 * blocks * BLOCK_BYTES]),
         "max_step_tokens": dice.choice([512, 512, 20, 5, 1]),
