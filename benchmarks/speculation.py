@@ -2,6 +2,7 @@
 
     python benchmarks/speculation.py                                  # speculate="ngram"
     python benchmarks/speculation.py --rounds 1 --prompts 1 --new 8   # is it right?
+    python benchmarks/speculation.py --draft-layers 1                 # a draft model of random weights: no draft comes
     python benchmarks/speculation.py --save benchmarks/results/speculation.json
 
 Four kinds of work, each greedy, sampled (the defaults: temperature 0.8, top_k 50, top_p 0.95) and sampled hot
@@ -19,6 +20,7 @@ faster with speculation. The tokens are compared: they are the same. The last li
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,20 +47,32 @@ def main(
     new: Annotated[int, typer.Option(help="Most new tokens.", min=1)] = 200,
     rounds: Annotated[int, typer.Option(help="Turns of each prompt.", min=1)] = 5,
     kinds: Annotated[str, typer.Option(help="Of edit, method, header, random.")] = "edit,method,header,random",
+    draft_layers: Annotated[int, typer.Option(help="Of a random draft model; 0: speculate='ngram'.", min=0)] = 0,
     save: Annotated[Path | None, typer.Option(help="A file for the report.")] = None,
 ) -> None:
     model, tokenizer = demiurgic.load("tiny")
+    speculation = {"draft_model": random_like(model, draft_layers)} if draft_layers else {"speculate": "ngram"}
     print(f"{'kind':8}{'mode':9}{'without':>11}{'with':>11}{'ratio':>7}{'tokens':>8}{'drafted':>9}{'accepted':>9}")
     results = []
     for kind, ids in prompts_of(tokenizer, model.config.vocab_size, prompts).items():
         if kind not in kinds.split(","):
             continue
         for mode, options in MODES.items():
-            cells = [measure(model, prompt, rounds, {"max_new_tokens": new, "seed": 0, **options}) for prompt in ids]
+            options = {"max_new_tokens": new, "seed": 0, **options}
+            cells = [measure(model, prompt, rounds, options, speculation) for prompt in ids]
             results.append({"kind": kind, "mode": mode, **summed(cells)})
             print_row(results[-1])
-    report = {"benchmark": "speculation", "speculate": "ngram", "model": "tiny", "new": new, "rounds": rounds}
+    source = f"random draft model of {draft_layers} layers" if draft_layers else "ngram"
+    report = {"benchmark": "speculation", "speculate": source, "model": "tiny", "new": new, "rounds": rounds}
     finish({**report, **surroundings(torch.device("cpu")), "results": results}, save)
+
+
+def random_like(model: DemiurgicForCausalLM, layers: int) -> DemiurgicForCausalLM:
+    """A model of the same widths with this many layers, whose drafts never come."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = layers
+    torch.manual_seed(0)
+    return type(model)(config).to(next(model.parameters()).dtype).eval()
 
 
 def prompts_of(tokenizer: Tokenizer, vocab: int, most: int) -> dict[str, list[list[int]]]:
@@ -70,18 +84,20 @@ def prompts_of(tokenizer: Tokenizer, vocab: int, most: int) -> dict[str, list[li
     return {**ids, "random": noise.tolist()}
 
 
-def measure(model: DemiurgicForCausalLM, ids: list[int], rounds: int, options: dict[str, Any]) -> dict[str, Any]:
+def measure(
+    model: DemiurgicForCausalLM, ids: list[int], rounds: int, options: dict[str, Any], speculation: dict[str, Any]
+) -> dict[str, Any]:
     """Seconds of one prompt without speculation and with it, and its tokens and drafts."""
     outputs: dict[str, Any] = {}
 
-    def complete(name: str, **speculation: Any) -> None:
-        outputs[name] = model.generate([ids], return_dict_in_generate=True, **options, **speculation)
+    def complete(name: str, **how: Any) -> None:
+        outputs[name] = model.generate([ids], return_dict_in_generate=True, **options, **how)
 
     complete("without")  # to warm up
     seconds: dict[str, list[float]] = {"without": [], "with": []}
     for _ in range(rounds):
         seconds["without"].append(timed(lambda: complete("without")))
-        seconds["with"].append(timed(lambda: complete("with", speculate="ngram")))
+        seconds["with"].append(timed(lambda: complete("with", **speculation)))
     assert outputs["with"].completions == outputs["without"].completions
     counts = {name: getattr(outputs["with"], name)[0] for name in ("lengths", "drafted", "accepted")}
     return {**{name: min(times) for name, times in seconds.items()}, **counts}

@@ -171,8 +171,9 @@ def test_operations_of_a_prompt() -> None:
 # --- speculation -----------------------------------------------------------------------------------------------------
 
 
-def test_speculation(capsys: pytest.CaptureFixture[str]) -> None:
-    speculation.main(prompts=1, new=12, rounds=1, kinds="method,random", save=None)
+@pytest.mark.parametrize("draft_layers", [0, 1])
+def test_speculation(draft_layers: int, capsys: pytest.CaptureFixture[str]) -> None:
+    speculation.main(prompts=1, new=12, rounds=1, kinds="method,random", draft_layers=draft_layers, save=None)
     table, report = report_of(capsys)
     cells = report["results"]
     assert [(cell["kind"], cell["mode"]) for cell in cells] == [
