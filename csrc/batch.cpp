@@ -48,6 +48,7 @@ Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device devic
     slots = on_device(slot_ids, device);
     sampled_from.insert(sampled_from.end(), followed.begin(), followed.end());
     logit_rows = on_device(sampled_from, device);
+    all_logits = sampled_from.size() == token_ids.size() && std::is_sorted(sampled_from.begin(), sampled_from.end());
     scored_tokens = on_device(scored_ids, device);
 
     const int64_t num_rows = static_cast<int64_t>(rows.size());

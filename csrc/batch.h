@@ -30,6 +30,7 @@ struct Batch {
     at::Tensor slots;                 // [N] int64
     at::Tensor block_table;           // [S, most blocks] int64
     at::Tensor logit_rows;            // [R] int64, where in N the tokens stand whose logits are wanted
+    bool all_logits = false;          // those of all tokens are, in their order
     at::Tensor scored_tokens;         // [T] int64
     // Whose those are, in this order: positions from which the next token is scored.
     std::vector<std::pair<Sequence*, Sequence::Span>> scored;

@@ -32,7 +32,11 @@ void Decoder::make_room(int64_t num_tokens, int64_t num_logits) {
         q_ = at::empty({num_tokens * widest_q_}, options);
         attended_ = at::empty({num_tokens * widest_q_}, options);
     }
-    if (!logits_.defined() || logits_.size(0) < num_logits) logits_ = at::empty({num_logits, config.vocab_size}, wide);
+    if (!logits_.defined() || logits_.size(0) < num_logits) {
+        logits_ = at::empty({num_logits, config.vocab_size}, wide);
+        last_x_ = at::empty({num_logits, config.hidden_size}, x_.options());
+        last_attended_ = at::empty({num_logits * widest_q_}, x_.options());
+    }
 }
 
 // cos and sin of the rotary angles (Su et al., "RoFormer", 2021). The angle is the float32 product of position and
@@ -87,22 +91,38 @@ at::Tensor Decoder::decode(const Batch& batch, KVCache& cache, const Poll& poll)
         attended.push_back(as_before ? attended.back() : view(attended_));
     }
 
+    // Behind the last layer's attention, only tokens whose logits are wanted are looked at again.
+    const bool selects = !batch.all_logits;
+    const at::Tensor wide_attended = attended.back().flatten(1);  // [N, heads * d]
+    at::Tensor last_x = selects ? last_x_.narrow(0, 0, num_logits) : x;
+    at::Tensor last_attended =
+        selects
+            ? last_attended_.narrow(0, 0, num_logits * wide_attended.size(1)).view({num_logits, wide_attended.size(1)})
+            : wide_attended;
+
     kernels_.prepare(context_, shape_of(batch));
     kernels_.run(context_, [&](Context& context) {
         kernels_.embed(context, {batch.tokens, weights_.embedding, x});
         for (size_t i = 0; i < weights_.layers.size(); ++i) {
             if (context.is_first) poll();
+            const bool is_last = i + 1 == weights_.layers.size();
             const LayerConfig& shape = config.layers[i];
             const LayerWeights& layer = weights_.layers[i];
             const double scale = 1.0 / std::sqrt(static_cast<double>(shape.head_dim));
             kernels_.attention_in(context, {x, layer.attention_norm, eps, layer.q, layer.k, layer.v, rotary.cos,
                                             rotary.sin, batch.slots, cache.keys[i], cache.values[i], q[i]});
+            if (is_last && num_logits == 0) return;
             kernels_.attend(context,
                             {q[i], cache.keys[i], cache.values[i], batch.rows, batch.block_table, scale, attended[i]});
-            kernels_.attention_out(context, {attended[i], layer.attention_out, x});
-            kernels_.mlp(context, {layer.mlp_norm, eps, layer.gate, layer.up, layer.down, shape.activation, x});
+            if (is_last && selects) {
+                kernels_.select_rows(context, {x, batch.logit_rows, last_x});
+                kernels_.select_rows(context, {wide_attended, batch.logit_rows, last_attended});
+            }
+            at::Tensor& rows = is_last ? last_x : x;
+            kernels_.attention_out(context, {is_last ? last_attended : attended[i], layer.attention_out, rows});
+            kernels_.mlp(context, {layer.mlp_norm, eps, layer.gate, layer.up, layer.down, shape.activation, rows});
         }
-        if (num_logits > 0) kernels_.head(context, {x, batch.logit_rows, weights_.norm, eps, weights_.head, logits});
+        kernels_.head(context, {last_x, weights_.norm, eps, weights_.head, logits});
     });
     return logits;
 }

@@ -36,6 +36,7 @@ private:
     Context context_;
     Rotary rotary_;                      // of all positions seen so far, [P, d / 2]
     at::Tensor x_, q_, attended_;        // [most tokens, widest]
+    at::Tensor last_x_, last_attended_;  // of the tokens whose logits are wanted, [most rows, widest]
     at::Tensor logits_;                  // [most rows, V] float32
     int64_t widest_product_, widest_q_;  // over all layers: most columns of a product; most heads * head_dim
 };

@@ -78,10 +78,15 @@ int64_t free_bytes(at::Device device) {
 
 std::map<std::string, std::string> Kernels::implementations() const {
     return {
-        {"embed", embed.implementation},       {"attention_in", attention_in.implementation},
-        {"attend", attend.implementation},     {"attention_out", attention_out.implementation},
-        {"mlp", mlp.implementation},           {"head", head.implementation},
-        {"sample", sample.implementation},     {"log_probability", log_probability.implementation},
+        {"embed", embed.implementation},
+        {"attention_in", attention_in.implementation},
+        {"attend", attend.implementation},
+        {"attention_out", attention_out.implementation},
+        {"mlp", mlp.implementation},
+        {"select_rows", select_rows.implementation},
+        {"head", head.implementation},
+        {"sample", sample.implementation},
+        {"log_probability", log_probability.implementation},
         {"checksum", checksum.implementation},
     };
 }

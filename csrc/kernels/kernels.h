@@ -73,7 +73,7 @@ struct AttendArgs {
 
 // x += out(attended)
 struct AttentionOutArgs {
-    const at::Tensor& attended;  // [N, heads, d]
+    const at::Tensor& attended;  // [N, heads, d] or [N, heads * d]
     const Linear& out;           // [H, heads * d]
     at::Tensor& x;               // [N, H]
 };
@@ -89,9 +89,15 @@ struct MlpArgs {
     at::Tensor& x;  // [N, H]
 };
 
-struct HeadArgs {
-    const at::Tensor& x;     // [N, H]
+// out[r] = from[rows[r]]
+struct SelectRowsArgs {
+    const at::Tensor& from;  // [N, W]
     const at::Tensor& rows;  // [R] int64, indices into N
+    at::Tensor& out;         // [R, W]
+};
+
+struct HeadArgs {
+    const at::Tensor& x;     // [R, H]
     const at::Tensor& norm;  // [H]
     double norm_eps;
     const Linear& head;  // [V, H]
@@ -138,6 +144,7 @@ struct Kernels {
     Kernel<AttendArgs> attend;
     Kernel<AttentionOutArgs> attention_out;
     Kernel<MlpArgs> mlp;
+    Kernel<SelectRowsArgs> select_rows;
     Kernel<HeadArgs> head;
     Kernel<SampleArgs> sample;
     Kernel<LogProbabilityArgs> log_probability;

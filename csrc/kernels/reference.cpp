@@ -136,8 +136,10 @@ void mlp(Context&, const MlpArgs& args) {
     args.x.add_(product(args.down, inner));
 }
 
+void select_rows(Context&, const SelectRowsArgs& args) { args.out.copy_(args.from.index_select(0, args.rows)); }
+
 void head(Context&, const HeadArgs& args) {
-    const at::Tensor x = rms_norm(args.x.index_select(0, args.rows), args.norm, args.norm_eps);
+    const at::Tensor x = rms_norm(args.x, args.norm, args.norm_eps);
     args.logits.copy_(product(args.head, x));
 }
 
@@ -156,6 +158,7 @@ const Kernels& reference_kernels() {
         {attend, "reference"},
         {attention_out, "reference"},
         {mlp, "reference"},
+        {select_rows, "reference"},
         {head, "reference"},
         {reference_sample, "reference"},
         {reference_log_probability, "reference"},

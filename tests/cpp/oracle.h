@@ -83,7 +83,7 @@ public:
     void check_head(const cpu::Head& a) const {
         for (int64_t i = 0; i < a.num_rows; ++i) {
             const Row logits =
-                product(normed(a.x + a.rows[i] * a.head.columns, a.norm, a.head.columns), a.head, 0, a.head.rows);
+                product(normed(a.x + i * a.head.columns, a.norm, a.head.columns), a.head, 0, a.head.rows);
             for (int64_t k = 0; k < a.head.rows; ++k) compare("head", a.logits[i * a.head.rows + k], logits[k]);
         }
     }

@@ -174,7 +174,7 @@ private:
 
     struct Batch {
         int64_t num_tokens = 0, context_length = 0, most_blocks = 0;
-        std::vector<int64_t> tokens, slots, block_table, all_rows;
+        std::vector<int64_t> tokens, slots, block_table;
         std::vector<float> cos, sin;
         std::vector<BatchRow> rows;
     };
@@ -208,7 +208,6 @@ private:
                 }
             }
         }
-        for (int64_t i = 0; i < batch.num_tokens; ++i) batch.all_rows.push_back(i);
         batch.most_blocks = blocks_for(batch.context_length);
         for (const Part& part : parts) {
             const int64_t used = blocks_for(part.start + part.count);
@@ -243,7 +242,7 @@ private:
             call(&Entries::mlp, cpu::Mlp{n, norm_of(layer.mlp_norm), layer.gate.matrix(), layer.up.matrix(),
                                          layer.down.matrix(), s.activation, x});
         }
-        call(&Entries::head, cpu::Head{x, batch.all_rows.data(), n, norm_of(model_.final_norm), model_.head.matrix(),
+        call(&Entries::head, cpu::Head{x, n, norm_of(model_.final_norm), model_.head.matrix(),
                                        out.logits.data()});
     }
 

@@ -71,10 +71,18 @@ void mlp(Context& context, const MlpArgs& args) {
                                            matrix_of(args.up), matrix_of(args.down), args.activation, floats(args.x)});
 }
 
+void select_rows(Context& context, const SelectRowsArgs& args) {
+    const int64_t width = args.from.size(1), num_rows = args.rows.size(0);
+    Team& team = *context.member->team;
+    for (int64_t row = team.take(); row < num_rows; row = team.take()) {
+        std::copy_n(floats(args.from) + integers(args.rows)[row] * width, width, floats(args.out) + row * width);
+    }
+    team.barrier();
+}
+
 void head(Context& context, const HeadArgs& args) {
-    context.entries->head(*context.member,
-                          {floats(args.x), integers(args.rows), args.rows.size(0), norm_of(args.norm, args.norm_eps),
-                           matrix_of(args.head), floats(args.logits)});
+    context.entries->head(*context.member, {floats(args.x), args.x.size(0), norm_of(args.norm, args.norm_eps),
+                                            matrix_of(args.head), floats(args.logits)});
 }
 
 // torch's own number; inside a parallel region of the caller there is no second team to be had.
@@ -133,6 +141,7 @@ Kernels make_kernels(const Isa& isa, const Entries& entries, const Kernels& refe
     kernels.attend = {attend, isa.name};
     kernels.attention_out = {attention_out, isa.name};
     kernels.mlp = {mlp, isa.name};
+    kernels.select_rows = {select_rows, isa.name};
     kernels.head = {head, isa.name};
     kernels.sample = {sample, isa.name};
     kernels.log_probability = {log_probability, isa.name};

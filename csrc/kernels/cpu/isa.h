@@ -92,8 +92,7 @@ struct Mlp {
 };
 
 struct Head {
-    const float* x;       // [N, H]
-    const int64_t* rows;  // [R]
+    const float* x;  // [R, H]
     int64_t num_rows;
     Norm norm;
     Matrix head;

@@ -142,7 +142,7 @@ struct Layers {
     static void head(const Member& member, const Head& a) {
         const int64_t hidden = a.head.columns, vocab = a.head.rows;
         const Products work(member, a.num_rows, hidden);
-        work.pack_normed(a.norm, [&](int64_t i) { return a.x + a.rows[i] * hidden; });
+        work.pack_normed(a.norm, [&](int64_t i) { return a.x + i * hidden; });
         const int64_t unit_rows = Product<T>::unit_rows(a.num_rows, vocab, member.team->size());
         work.for_blocks((vocab + unit_rows - 1) / unit_rows, [&](int64_t unit, int64_t first, int64_t m) {
             const int64_t row = unit * unit_rows, n = smaller(unit_rows, vocab - row);

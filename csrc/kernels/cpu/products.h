@@ -149,6 +149,9 @@ private:
     // so that the memory does not rest while the other tiles of a block find W in the cache.
     static constexpr int64_t kBlock = 1024, kShortBlock = 256;
 
+    // How far ahead few tiles fetch W: 1 KiB for a single row, 2 KiB for more.
+    static constexpr int64_t ahead_columns(int MR) { return (MR == 1 ? 1024 : 2048) / static_cast<int64_t>(sizeof(T)); }
+
     // Where the NR rows of W of a tile lie and their sums go: row j is j * apart rows after the first.
     template <int NR>
     struct Group {
@@ -188,8 +191,12 @@ private:
             for (int64_t k = 0; k < call.columns; k += block) {
                 const int64_t length = smaller(block, call.columns - k);
                 for (int64_t m = 0; m < call.m; m += MR) {
-                    if (!few) fetch(rows_of_w.w + step * call.ldw + k, call.ldw, NR, length, m / MR, tiles);
-                    rows<MR>(call, rows_of_w, k, length, m);
+                    if (few) {
+                        rows<MR, true>(call, rows_of_w, k, length, m);
+                    } else {
+                        fetch(rows_of_w.w + step * call.ldw + k, call.ldw, NR, length, m / MR, tiles);
+                        rows<MR, false>(call, rows_of_w, k, length, m);
+                    }
                 }
             }
         }
@@ -197,18 +204,18 @@ private:
     }
 
     // A tile of MR rows of x, or of fewer at the end.
-    template <int MR, int NR>
-    static void rows(const Call& call, const Group<NR>& group, int64_t k, int64_t length, int64_t m) {
+    template <int MR, bool few, int NR>
+    [[gnu::noinline]] static void rows(const Call& call, const Group<NR>& group, int64_t k, int64_t length, int64_t m) {
         if constexpr (MR > 1) {
-            if (call.m - m < MR) return rows<MR - 1>(call, group, k, length, m);
+            if (call.m - m < MR) return rows<MR - 1, few>(call, group, k, length, m);
         }
         const bool begins = k == 0, ends = k + length == call.columns;
         const X* x = call.x + m * call.ldx + k * MR;
         Vec* parked = call.parked + m * NR;
         float* c = group.c + m * call.ldc;
-        // A single row keeps up with the memory by itself; one tile fetches W of all rows, two that of half of them each.
+        // One tile fetches W of all rows, two that of half of them each.
         constexpr int half = (NR + 1) / 2;
-        if (MR == 1 || call.m > MR * kFewTiles || m >= 2 * MR) {
+        if (!few || m >= 2 * MR) {
             tile<MR, NR, 0>(x, group, k, length, begins, ends, 0, parked, c, call.ldc);
         } else if (call.m <= MR) {
             tile<MR, NR, NR>(x, group, k, length, begins, ends, 0, parked, c, call.ldc);
@@ -217,12 +224,13 @@ private:
         }
     }
 
-    // Fetches what comes kShortBlock columns later of `ahead` rows of W, from row `first_ahead` on: of the last columns,
-    // what follows the row.
+    // Fetches what comes some columns later of `ahead` rows of W, from row `first_ahead` on: of the last columns, what
+    // follows the row.
     template <int MR, int NR, int ahead>
-    static void tile(const X* x, const Group<NR>& group, int64_t first, int64_t length, bool begins, bool ends,
-                     int64_t first_ahead, Vec* parked, float* c, int64_t ldc) {
-        const T *w = group.w + first, *next = w + first_ahead * group.ldw + kShortBlock;
+    [[gnu::always_inline]] static void tile(const X* x, const Group<NR>& group, int64_t first, int64_t length,
+                                            bool begins, bool ends, int64_t first_ahead, Vec* parked, float* c,
+                                            int64_t ldc) {
+        const T *w = group.w + first, *next = w + first_ahead * group.ldw + ahead_columns(MR);
         const int64_t ldw = group.ldw;
         Vec lanes[MR * NR];
         DEMIURGIC_UNROLL for (int i = 0; i < MR * NR; ++i) lanes[i] = begins ? zero() : parked[i];
