@@ -8,8 +8,7 @@
 
 // Few rows are normed and packed by each member for itself: cheaper than a barrier.
 constexpr int64_t kOwnRows = 8;
-constexpr int64_t kPackRows = 16;      // rows packed at a time
-constexpr int64_t kMostUnitRows = 96;  // rows of W in a unit of work, where a unit is not a head
+constexpr int64_t kPackRows = 16;  // rows packed at a time
 
 // Pieces of scratch, one after the other, on cache lines.
 struct Pieces {

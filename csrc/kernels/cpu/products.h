@@ -40,8 +40,8 @@ struct Dot<BFloat16> {
 };
 #endif
 
-// Most rows of x that a unit of work takes at a time.
-constexpr int64_t kMostRows = 96 * kTileRows;
+// Most rows of x that a unit of work takes at a time, and most rows of W beside so many.
+constexpr int64_t kMostRows = 96 * kTileRows, kMostUnitRows = 96;
 
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -96,11 +96,14 @@ struct Product {
         for (int64_t i = 0; i < m; ++i) pack_row(operand, rows, row + i, columns, first, values + i * ld, n);
     }
 
-    // Rows of W in a unit of work: enough units for a balanced team, each long enough to be worth taking.
+    // Rows of W in a unit of work: enough units for a balanced team, each long enough to be worth taking. Few rows of x, which
+    // wait for the memory, take longer streams of W.
     static int64_t unit_rows(int64_t rows_of_x, int64_t rows_of_w, int team_size) {
+        static_assert(kFewTiles * kTileRows * kLongUnit * 16 <= kMostRows * kMostUnitRows);
+        const bool few = rows_of_x <= kFewTiles * kTileRows;
         const int64_t tile = rows_of_x < kTileRows ? 16 : 2 * kTileWidths[kTileRows - 1];
-        const int64_t balanced = rows_of_w / (8 * team_size) / tile * tile;
-        return balanced < tile ? tile : smaller(balanced, 4 * tile);
+        const int64_t balanced = rows_of_w / ((few ? 4 : 8) * team_size) / tile * tile;
+        return balanced < tile ? tile : smaller(balanced, (few ? kLongUnit : 4) * tile);
     }
 
     // c [m, ldc], columns 0 to n: rows [row, row + m) of the operand times rows [first, first + n) of W.
@@ -144,6 +147,8 @@ private:
 
     // Up to so many tiles wait for the memory; more of them fetch the next rows of W bit by bit.
     static constexpr int64_t kFewTiles = 8;
+
+    static constexpr int64_t kLongUnit = 64;  // tiles of W in a unit, at most
 
     // K of a block, of many tiles: MR rows of x and NR of W of this length fit the first-level cache. Of few tiles: short,
     // so that the memory does not rest while the other tiles of a block find W in the cache.
