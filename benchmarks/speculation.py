@@ -3,7 +3,7 @@
     python benchmarks/speculation.py                                  # speculate="ngram"
     python benchmarks/speculation.py --rounds 1 --prompts 1 --new 8   # is it right?
     python benchmarks/speculation.py --draft-layers 1                 # a draft model of random weights: no draft comes
-    python benchmarks/speculation.py --target-layers 50               # one of which every draft comes
+    python benchmarks/speculation.py --target-layers 50               # one of which almost every draft comes
     python benchmarks/speculation.py --save benchmarks/results/speculation.json
 
 Four kinds of work, each greedy, sampled (the defaults: temperature 0.8, top_k 50, top_p 0.95) and sampled hot
@@ -15,7 +15,8 @@ Four kinds of work, each greedy, sampled (the defaults: temperature 0.8, top_k 5
 - `random`: prompts of random tokens.
 
 `--target-layers` adds layers to the shipped model that change nothing, as a stand-in for a larger model, and lets the
-shipped model draft for it. Its drafts are all right, so this is the most that a draft model of that size can bring.
+shipped model draft for it. Once it has read the whole prompt its drafts are all right, so this is the most that a draft
+model of that size can bring.
 
 Every prompt is completed without speculation and with it in turns (A B A B ...), from the prompt to the row's end: its
 EOS or `--new` tokens. A prompt's time is the least of its rounds, a kind's the sum over its prompts; a ratio above 1 is
