@@ -53,7 +53,9 @@ DraftBudget::Read DraftModel::read(const Sequence& sequence) const {
 
 // Drops drafts that were refused, and takes over the tokens that have come since.
 void DraftModel::follow(const Sequence& sequence, int64_t first) {
-    Follower& follower = followers_.try_emplace(&sequence, Follower{.right = right_}).first->second;
+    const auto [found, is_new] = followers_.try_emplace(&sequence);
+    Follower& follower = found->second;
+    if (is_new) follower.right = right_;
     const auto from_first = sequence.tokens.begin() + first;
     if (!follower.seen || follower.first != first) {
         if (follower.seen) blocks_.release(follower.seen->blocks);

@@ -56,8 +56,8 @@ private:
         // looked at.
         std::unique_ptr<Sequence> seen;
         int64_t first = 0;
-        int64_t num_followed = 0;  // the first so many tokens of `seen` are the sequence's own
-        double right;              // how often a draft comes: a moving mean, begun with that of all sequences
+        int64_t num_followed = 0;           // the first so many tokens of `seen` are the sequence's own
+        double right = DraftBudget::kHope;  // how often a draft comes: a moving mean, begun with that of all sequences
     };
 
     // A step of this model: `targets` are the larger model's work for each part of its own.
