@@ -3,6 +3,7 @@
     python benchmarks/speculation.py                                  # speculate="ngram"
     python benchmarks/speculation.py --rounds 1 --prompts 1 --new 8   # is it right?
     python benchmarks/speculation.py --draft-layers 1                 # a draft model of random weights: no draft comes
+    python benchmarks/speculation.py --target-layers 50               # one of which almost every draft comes
     python benchmarks/speculation.py --save benchmarks/results/speculation.json
 
 Four kinds of work, each greedy, sampled (the defaults: temperature 0.8, top_k 50, top_p 0.95) and sampled hot
@@ -12,6 +13,10 @@ Four kinds of work, each greedy, sampled (the defaults: temperature 0.8, top_k 5
   alike, and the header of another (speculation_prompts.json).
 - `header`: the headers of functions on which completion_quality.py measures. They repeat nothing.
 - `random`: prompts of random tokens.
+
+`--target-layers` adds layers to the shipped model that change nothing, as a stand-in for a larger model, and lets the
+shipped model draft for it. Once it has read the whole prompt its drafts are all right, so this is the most that a draft
+model of that size can bring.
 
 Every prompt is completed without speculation and with it in turns (A B A B ...), from the prompt to the row's end: its
 EOS or `--new` tokens. A prompt's time is the least of its rounds, a kind's the sum over its prompts; a ratio above 1 is
@@ -48,10 +53,18 @@ def main(
     rounds: Annotated[int, typer.Option(help="Turns of each prompt.", min=1)] = 5,
     kinds: Annotated[str, typer.Option(help="Of edit, method, header, random.")] = "edit,method,header,random",
     draft_layers: Annotated[int, typer.Option(help="Of a random draft model; 0: speculate='ngram'.", min=0)] = 0,
+    target_layers: Annotated[int, typer.Option(help="Of a model that the shipped one drafts for.", min=0)] = 0,
     save: Annotated[Path | None, typer.Option(help="A file for the report.")] = None,
 ) -> None:
     model, tokenizer = demiurgic.load("tiny")
-    speculation = {"draft_model": random_like(model, draft_layers)} if draft_layers else {"speculate": "ngram"}
+    speculation: dict[str, Any] = {"speculate": "ngram"}
+    source, target = "ngram", model
+    if draft_layers:
+        speculation = {"draft_model": random_like(model, draft_layers)}
+        source = f"random draft model of {draft_layers} layers"
+    if target_layers:
+        speculation, target = {"draft_model": model}, padded(model, target_layers)
+        source = f"the shipped model for itself with {target_layers} layers"
     print(f"{'kind':8}{'mode':9}{'without':>11}{'with':>11}{'ratio':>7}{'tokens':>8}{'drafted':>9}{'accepted':>9}")
     results = []
     for kind, ids in prompts_of(tokenizer, model.config.vocab_size, prompts).items():
@@ -59,10 +72,9 @@ def main(
             continue
         for mode, options in MODES.items():
             options = {"max_new_tokens": new, "seed": 0, **options}
-            cells = [measure(model, prompt, rounds, options, speculation) for prompt in ids]
+            cells = [measure(target, prompt, rounds, options, speculation) for prompt in ids]
             results.append({"kind": kind, "mode": mode, **summed(cells)})
             print_row(results[-1])
-    source = f"random draft model of {draft_layers} layers" if draft_layers else "ngram"
     report = {"benchmark": "speculation", "speculate": source, "model": "tiny", "new": new, "rounds": rounds}
     finish({**report, **surroundings(torch.device("cpu")), "results": results}, save)
 
@@ -73,6 +85,18 @@ def random_like(model: DemiurgicForCausalLM, layers: int) -> DemiurgicForCausalL
     config.num_hidden_layers = layers
     torch.manual_seed(0)
     return type(model)(config).to(next(model.parameters()).dtype).eval()
+
+
+def padded(model: DemiurgicForCausalLM, layers: int) -> DemiurgicForCausalLM:
+    """The same model with this many layers: those that are added give zeros to what the others have made."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = max(layers, config.num_hidden_layers)
+    deep = type(model)(config).to(next(model.parameters()).dtype).eval()
+    deep.load_state_dict(model.state_dict(), strict=False)
+    for layer in deep.model.layers[model.config.num_hidden_layers :]:
+        for product in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            torch.nn.init.zeros_(product.weight)
+    return deep
 
 
 def prompts_of(tokenizer: Tokenizer, vocab: int, most: int) -> dict[str, list[list[int]]]:

@@ -6,14 +6,15 @@
 
 namespace demiurgic {
 
-DraftModel::DraftModel(Weights weights, int64_t block_size, int64_t max_step_tokens)
+DraftModel::DraftModel(Weights weights, int64_t block_size, int64_t max_step_tokens, int64_t target_bytes)
     : weights_(std::move(weights)),
       kernels_(weights_.rows_are_contiguous() ? kernels_for(weights_.device(), weights_.dtype()) : reference_kernels()),
       max_step_tokens_(max_step_tokens),
       blocks_(block_size),
       cache_(weights_, block_size),
       decoder_(weights_, kernels_),
-      sampler_(kernels_, weights_.device()) {}
+      sampler_(kernels_, weights_.device()),
+      budget_(static_cast<double>(weights_.bytes_of_step()) / static_cast<double>(target_bytes)) {}
 
 void DraftModel::resize(int64_t num_blocks) {
     if (num_blocks < cache_.num_blocks()) {
@@ -27,33 +28,48 @@ void DraftModel::resize(int64_t num_blocks) {
 
 std::vector<double> DraftModel::chances(const Sequence& sequence, int64_t most) const {
     const auto found = followers_.find(&sequence);
-    const double right = found != followers_.end() ? found->second.right : Follower{}.right;
+    const double right = found != followers_.end() ? found->second.right : right_;
     std::vector<double> chances;
     double chance = 1;
     for (int64_t i = 0; i < most; ++i) chances.push_back(chance *= right);
     return chances;
 }
 
-double DraftModel::seconds_to_catch_up(const Sequence& sequence) const {
+// Of the tokens that `follower` has seen, those that are still the sequence's.
+int64_t DraftModel::num_same(const Follower& follower, const Sequence& sequence) {
+    const std::vector<int64_t>& seen = follower.seen->tokens;
+    const int64_t most = std::min(follower.seen->size(), sequence.size() - follower.first);
+    int64_t same = follower.num_followed;
+    while (same < most && seen[same] == sequence.tokens[follower.first + same]) ++same;
+    return same;
+}
+
+DraftBudget::Read DraftModel::read(const Sequence& sequence) const {
     const auto found = followers_.find(&sequence);
-    if (found == followers_.end()) return 0;
-    const int64_t num_unread = sequence.size() - std::min(found->second.seen->num_cached, sequence.size());
-    return num_unread <= 2 ? 0 : static_cast<double>(num_unread) * seconds_to_read_.value();
+    if (found == followers_.end()) return {0, 0};
+    const Follower& follower = found->second;
+    return {follower.first, follower.first + std::min(follower.seen->num_cached, num_same(follower, sequence))};
 }
 
 // Drops drafts that were refused, and takes over the tokens that have come since.
-void DraftModel::follow(const Sequence& sequence) {
-    Follower& follower = followers_[&sequence];
-    if (!follower.seen) {
+void DraftModel::follow(const Sequence& sequence, int64_t first) {
+    const auto [found, is_new] = followers_.try_emplace(&sequence);
+    Follower& follower = found->second;
+    if (is_new) follower.right = right_;
+    const auto from_first = sequence.tokens.begin() + first;
+    if (!follower.seen || follower.first != first) {
+        if (follower.seen) blocks_.release(follower.seen->blocks);
         GenerationConfig plain;
         plain.eos_token_id = Ids{};
         const auto config = std::make_shared<const GenerationConfig>(plain);
-        follower.seen = std::make_unique<Sequence>(sequence.tokens, config, sequence.seed);
+        follower.first = first;
+        follower.num_followed = 0;
+        follower.seen =
+            std::make_unique<Sequence>(std::vector(from_first, sequence.tokens.end()), config, sequence.seed);
     }
     Sequence& seen = *follower.seen;
-    int64_t same = follower.num_followed;
-    while (same < std::min(seen.size(), sequence.size()) && seen.tokens[same] == sequence.tokens[same]) ++same;
-    seen.tokens = sequence.tokens;
+    const int64_t same = num_same(follower, sequence);
+    seen.tokens.assign(from_first, sequence.tokens.end());
     seen.num_cached = std::min({seen.num_cached, same, seen.size() - 1});
     follower.num_followed = seen.size();
     blocks_.shrink(seen.blocks, seen.num_cached);
@@ -79,7 +95,7 @@ DraftModel::Step DraftModel::plan(std::vector<Wanted>& wanted) {
 
 void DraftModel::draw(const std::vector<Wanted>& all, const Poll& poll) {
     std::vector<Wanted> wanted = all;
-    for (const Wanted& row : wanted) follow(*row.work->sequence);
+    for (const Wanted& row : wanted) follow(*row.work->sequence, row.first);
     for (Step step = plan(wanted); !step.work.empty(); step = plan(wanted)) run(step, poll);
 }
 
@@ -93,7 +109,8 @@ void DraftModel::run(const Step& step, const Poll& poll) {
         const Work& part = step.work[i];
         if (part.gives_token()) {
             drawing.push_back(i);
-            rows.push_back({step.targets[i]->sequence, part.sequence->size()});
+            const Work& target = *step.targets[i];
+            rows.push_back({target.sequence, target.sequence->size() + static_cast<int64_t>(target.drafts.size())});
         }
         part.sequence->num_cached = part.start + part.count;
     }
@@ -109,19 +126,13 @@ void DraftModel::run(const Step& step, const Poll& poll) {
     account(step.work, watch.seconds());
 }
 
-// What the prompt takes is not held against the drafts: who names a draft model wants it read.
 void DraftModel::account(const std::vector<Work>& work, double seconds) {
-    int64_t num_tokens = 0, num_late = 0;
-    for (const Work& part : work) {
-        num_tokens += part.count;
-        if (part.start >= part.sequence->prompt_length) num_late += part.count;
-    }
+    int64_t num_tokens = 0;
+    for (const Work& part : work) num_tokens += part.count;
     if (num_tokens <= 2 * static_cast<int64_t>(work.size())) {
         budget_.drew(seconds);
     } else {
-        const double of_token = seconds / static_cast<double>(num_tokens);
-        seconds_to_read_.saw(of_token);
-        budget_.paid(of_token * static_cast<double>(num_late));
+        budget_.read(num_tokens, seconds);
     }
 }
 
@@ -129,9 +140,10 @@ void DraftModel::learn(const Sequence& sequence, int64_t num_drafts, int64_t num
     constexpr double weight = 1.0 / 8;
     const auto found = followers_.find(&sequence);
     if (found == followers_.end()) return;
-    double& right = found->second.right;
-    for (int64_t i = 0; i < num_accepted; ++i) right += weight * (1 - right);
-    if (num_accepted < num_drafts) right -= weight * right;
+    for (double* right : {&found->second.right, &right_}) {
+        for (int64_t i = 0; i < num_accepted; ++i) *right += weight * (1 - *right);
+        if (num_accepted < num_drafts) *right -= weight * *right;
+    }
 }
 
 void DraftModel::forget(const Sequence& sequence) {

@@ -16,7 +16,8 @@ namespace demiurgic {
 // Used by one thread at a time: the one that steps.
 class DraftModel {
 public:
-    DraftModel(Weights weights, int64_t block_size, int64_t max_step_tokens);
+    // For a model whose step reads `target_bytes` of weights.
+    DraftModel(Weights weights, int64_t block_size, int64_t max_step_tokens, int64_t target_bytes);
 
     const Weights& weights() const { return weights_; }
     DraftBudget& budget() { return budget_; }
@@ -30,13 +31,14 @@ public:
     // For each of at most `most` drafts of `sequence` the chance that it comes, and all before it.
     std::vector<double> chances(const Sequence& sequence, int64_t most) const;
 
-    // About how long it takes to read what has come of `sequence` since it was last read; the first time does not count.
-    double seconds_to_catch_up(const Sequence& sequence) const;
+    // What it has read of `sequence`, as far as that is still its text.
+    DraftBudget::Read read(const Sequence& sequence) const;
 
     // Appends to Work::drafts until there are `count`; fewer where the cache has no room, or the model gives no token.
     struct Wanted {
         Work* work;
         int64_t count;
+        int64_t first;  // token of the sequence that is read; what was read from another on is read again
     };
     // What `poll`, asked between layers, throws leaves here; nothing needs to be undone then.
     void draw(const std::vector<Wanted>& wanted, const Poll& poll);
@@ -50,10 +52,12 @@ public:
 private:
     // What the model has seen of one sequence.
     struct Follower {
-        // Its tokens, then drafts; which of them are cached, and where. Without options: its edits are not looked at.
+        // Its tokens from `first` on, then drafts; which of them are cached, and where. Without options: its edits are not
+        // looked at.
         std::unique_ptr<Sequence> seen;
-        int64_t num_followed = 0;  // the first so many tokens are the sequence's own
-        double right = 0.7;        // how often a draft comes: a moving mean, begun with a guess
+        int64_t first = 0;
+        int64_t num_followed = 0;           // the first so many tokens of `seen` are the sequence's own
+        double right = DraftBudget::kHope;  // how often a draft comes: a moving mean, begun with that of all sequences
     };
 
     // A step of this model: `targets` are the larger model's work for each part of its own.
@@ -62,7 +66,8 @@ private:
         std::vector<Work*> targets;
     };
 
-    void follow(const Sequence& sequence);
+    static int64_t num_same(const Follower& follower, const Sequence& sequence);
+    void follow(const Sequence& sequence, int64_t first);
     Step plan(std::vector<Wanted>& wanted);
     void run(const Step& step, const Poll& poll);
     void account(const std::vector<Work>& work, double seconds);
@@ -74,8 +79,8 @@ private:
     KVCache cache_;
     Decoder decoder_;
     Sampler sampler_;
-    DraftBudget budget_{/*draws=*/true};
-    TypicalSeconds seconds_to_read_;  // a token, of many at once
+    DraftBudget budget_;
+    double right_ = DraftBudget::kHope;  // how often a draft comes, of all sequences
     std::map<const Sequence*, Follower> followers_;
 };
 

@@ -34,17 +34,21 @@ private:
         DraftBudget::Step step;     // before these drafts
         std::vector<size_t> parts;  // of the work
         std::vector<int64_t> lengths;
+        std::vector<int64_t> first_read;  // by a model: the first token of its part's sequence
     };
 
-    bool group(const std::vector<Work>& work);
+    void group(const std::vector<Work>& work);
+    DraftBudget::Row row_of(Group& group, const Sequence& sequence) const;
     void choose(Group& group, std::vector<Work>& work, Scheduler& scheduler);
+    void learn(Group& group, const std::vector<Work>& work, double seconds);
 
     const int64_t max_step_tokens_;
     StepCosts costs_;
-    DraftBudget lookup_budget_{/*draws=*/false};
+    DraftBudget lookup_budget_{/*relative_cost=*/0};
 
     // Of the step under way.
     std::vector<Group> groups_;
+    bool may_draft_ = false;                // it is one of decoding alone
     std::vector<int64_t> accepted_before_;  // of the sequence of each part
     double seconds_to_draw_ = 0;
 };

@@ -403,7 +403,7 @@ std::shared_ptr<DraftModel> Engine::draft_model_of(const Weights& weights) const
     for (const auto& call : calls_) {
         if (call->draft_model && call->draft_model->weights().same_layout(weights)) return call->draft_model;
     }
-    return std::make_shared<DraftModel>(weights, kBlockSize, max_step_tokens_);
+    return std::make_shared<DraftModel>(weights, kBlockSize, max_step_tokens_, weights_.bytes_of_step());
 }
 
 // Of the calls under way, each once.

@@ -124,6 +124,15 @@ bool Weights::rows_are_contiguous() const {
                        [](const auto& entry) { return entry.second.size(-1) <= 1 || entry.second.stride(-1) == 1; });
 }
 
+int64_t Weights::bytes_of_step() const {
+    std::map<const void*, int64_t> bytes;  // tied parameters have two names
+    for (const auto& [name, tensor] : parameters_) bytes[tensor.data_ptr()] = static_cast<int64_t>(tensor.nbytes());
+    if (head.weight.data_ptr() != embedding.data_ptr()) bytes.erase(embedding.data_ptr());
+    int64_t sum = 0;
+    for (const auto& [address, size] : bytes) sum += size;
+    return sum;
+}
+
 std::string Weights::first_non_finite() const {
     for (const auto& [name, tensor] : parameters_) {
         if (!at::isfinite(tensor).all().item<bool>()) return name;

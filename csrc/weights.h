@@ -37,6 +37,9 @@ public:
     // Whether neighbours in a row of every parameter are neighbours in memory.
     bool rows_are_contiguous() const;
 
+    // What a step reads: of an embedding that is not the head as well, next to nothing.
+    int64_t bytes_of_step() const;
+
     // By name, as they were given.
     const std::map<std::string, at::Tensor>& parameters() const { return parameters_; }
 

@@ -3,8 +3,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from byte_tokenizers import byte_fallback, byte_level, saved
 
 from demiurgic import _C
+from demiurgic.tokenizer import Tokenizer
 
 # The tests' models are so small that a team of threads costs far more than it brings, above all on a busy machine.
 torch.set_num_threads(1)
@@ -36,3 +38,15 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name: str = request.param
     monkeypatch.setenv("DEMIURGIC_KERNELS", name)
     return name
+
+
+@pytest.fixture(scope="module", params=[byte_level, byte_fallback], ids=lambda make: make.__name__)
+def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A tokenizer in which a character may be several tokens; the test runs once with each kind."""
+    return saved(request.param(), tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The one of them that has a token for every byte."""
+    return saved(byte_level(), tmp_path_factory.mktemp("tokenizer"))

@@ -171,9 +171,10 @@ def test_operations_of_a_prompt() -> None:
 # --- speculation -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("draft_layers", [0, 1])
-def test_speculation(draft_layers: int, capsys: pytest.CaptureFixture[str]) -> None:
-    speculation.main(prompts=1, new=12, rounds=1, kinds="method,random", draft_layers=draft_layers, save=None)
+@pytest.mark.parametrize("layers", [{}, {"draft_layers": 1}, {"target_layers": 7}], ids=str)
+def test_speculation(layers: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
+    layers = {"draft_layers": 0, "target_layers": 0} | layers
+    speculation.main(prompts=1, new=12, rounds=1, kinds="method,random", save=None, **layers)
     table, report = report_of(capsys)
     cells = report["results"]
     assert [(cell["kind"], cell["mode"]) for cell in cells] == [
@@ -183,6 +184,14 @@ def test_speculation(draft_layers: int, capsys: pytest.CaptureFixture[str]) -> N
         assert cell["ratio"] == cell["without"] / cell["with"]
         assert 1 <= cell["tokens"] <= 12 and cell["accepted"] <= cell["drafted"]
         assert f"{cell['ratio']:.2f}" in line
+
+
+def test_layers_that_change_nothing() -> None:
+    model, tokenizer = demiurgic.load("tiny")
+    deep = speculation.padded(model, 7)
+    ids = tokenizer.encode("def add(a, b):")
+    assert len(deep.model.layers) == 7
+    assert deep.generate([ids], 12, seed=0).tolist() == model.generate([ids], 12, seed=0).tolist()
 
 
 # --- batching --------------------------------------------------------------------------------------------------------

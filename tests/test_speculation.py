@@ -134,7 +134,7 @@ def check_random(number):
 @pytest.mark.parametrize("first", range(0, 500, 50))
 def test_random_configurations(first):
     counts = [check_random(number) for number in range(first, first + 50)]
-    assert sum(drafted > accepted > 0 for drafted, accepted in counts) > 5  # it is not a test of steps without drafts
+    assert sum(drafted > accepted > 0 for drafted, accepted in counts) > 4  # it is not a test of steps without drafts
 
 
 @pytest.mark.parametrize("isa", _C.isa_names())

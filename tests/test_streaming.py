@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from byte_tokenizers import byte_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import fixed_logits_model, table_model, tiny_model
-from test_text_stream import byte_fallback, byte_ids, byte_level, saved
 
 from demiurgic import GenerationError, Stream, generate, stream
 from demiurgic.engine import Generation
@@ -24,16 +24,6 @@ PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13] * 6]
 LISTS = ["logprobs", "processed_logprobs", "top_logprobs", "top_logprob_ids", "entropies"]
 LISTS += ["processed_top_logprobs", "processed_top_logprob_ids", "processed_entropies"]
 TOLD = {"top_logprobs": 3, "top_logprobs_mode": "both", "entropy": True}
-
-
-@pytest.fixture(scope="module", params=[byte_level, byte_fallback], ids=lambda make: make.__name__)
-def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return saved(request.param(), tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="module")
-def byte_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return saved(byte_level(), tmp_path_factory.mktemp("tokenizer"))
 
 
 def model_for(tokenizer: Tokenizer) -> Any:
