@@ -6,14 +6,26 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/transfer.h"
+
 namespace demiurgic {
 
 namespace {
 
-at::Tensor on_device(const std::vector<int64_t>& values, at::Device device) {
+at::Tensor tensor_of(const std::vector<int64_t>& values) {
     at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())}, at::TensorOptions().dtype(at::kLong));
     std::memcpy(tensor.data_ptr(), values.data(), values.size() * sizeof(int64_t));
-    return tensor.to(device);
+    return tensor;
+}
+
+// Of the first `count` blocks.
+std::vector<BlockRun> runs_of(const std::vector<int32_t>& blocks, int64_t count) {
+    std::vector<BlockRun> runs;
+    for (int64_t i = 0; i < count; ++i) {
+        if (runs.empty() || blocks[i] != runs.back().first + runs.back().count) runs.push_back({blocks[i], 0});
+        ++runs.back().count;
+    }
+    return runs;
 }
 
 }  // namespace
@@ -24,6 +36,7 @@ Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device devic
     for (const auto& [sequence, start, count, drafts] : work) {
         const int64_t end = start + count, past_drafts = end + static_cast<int64_t>(drafts.size());
         rows.push_back({static_cast<int64_t>(token_ids.size()), past_drafts - start, past_drafts});
+        block_runs.push_back(runs_of(sequence->blocks, (past_drafts + block_size - 1) / block_size));
         if (end == sequence->size()) {
             sampled.push_back({sequence, static_cast<size_t>(end), static_cast<int64_t>(sampled_from.size()), drafts});
             for (int64_t position = end - 1; position < past_drafts; ++position) {
@@ -43,12 +56,12 @@ Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device devic
         }
         most_blocks = std::max(most_blocks, sequence->blocks.size());
     }
-    tokens = on_device(token_ids, device);
-    positions = on_device(position_ids, device);
-    slots = on_device(slot_ids, device);
+    tokens = tensor_of(token_ids);
+    positions = tensor_of(position_ids);
+    slots = tensor_of(slot_ids);
     sampled_from.insert(sampled_from.end(), followed.begin(), followed.end());
-    logit_rows = on_device(sampled_from, device);
-    scored_tokens = on_device(scored_ids, device);
+    logit_rows = tensor_of(sampled_from);
+    scored_tokens = tensor_of(scored_ids);
 
     const int64_t num_rows = static_cast<int64_t>(rows.size());
     block_table = at::zeros({num_rows, static_cast<int64_t>(most_blocks)}, at::TensorOptions().dtype(at::kLong));
@@ -56,7 +69,7 @@ Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device devic
         const std::vector<int32_t>& blocks = work[i].sequence->blocks;
         std::copy(blocks.begin(), blocks.end(), block_table.data_ptr<int64_t>() + i * most_blocks);
     }
-    block_table = block_table.to(device);
+    move_together({&tokens, &positions, &slots, &block_table, &logit_rows, &scored_tokens}, device);
 }
 
 }  // namespace demiurgic

@@ -97,8 +97,8 @@ at::Tensor Decoder::decode(const Batch& batch, KVCache& cache, const Poll& poll)
             const double scale = 1.0 / std::sqrt(static_cast<double>(shape.head_dim));
             kernels_.attention_in(context, {x, layer.attention_norm, eps, layer.q, layer.k, layer.v, rotary.cos,
                                             rotary.sin, batch.slots, cache.keys[i], cache.values[i], q[i]});
-            kernels_.attend(context,
-                            {q[i], cache.keys[i], cache.values[i], batch.rows, batch.block_table, scale, attended[i]});
+            kernels_.attend(context, {q[i], cache.keys[i], cache.values[i], batch.rows, batch.block_table,
+                                      batch.block_runs, scale, attended[i]});
             kernels_.attention_out(context, {attended[i], layer.attention_out, x});
             kernels_.mlp(context, {layer.mlp_norm, eps, layer.gate, layer.up, layer.down, shape.activation, x});
         }

@@ -32,6 +32,13 @@ std::optional<std::string> forced_kernels() {
                                 " on this machine, or not be set.");
 }
 
+#ifdef DEMIURGIC_CUDA
+Kernels with_layout(Kernels table, CacheLayout layout) {
+    table.cache_layout = layout;
+    return table;
+}
+#endif
+
 // Memory that the system can hand out without swapping.
 int64_t free_host_bytes() {
     std::ifstream meminfo("/proc/meminfo");
@@ -55,7 +62,7 @@ const Kernels& kernels_for(at::Device device, at::ScalarType dtype) {
     if (forced == "reference") return reference_kernels();
 #ifdef DEMIURGIC_CUDA
     if (device.is_cuda()) {
-        static const Kernels table = cuda_kernels(reference_kernels());
+        static const Kernels table = with_layout(cuda_kernels(reference_kernels()), CacheLayout::by_block);
         return table;
     }
 #endif
