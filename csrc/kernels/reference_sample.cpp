@@ -1,16 +1,12 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/amax.h>
-#include <ATen/ops/amin.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/cumsum.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/floor.h>
 #include <ATen/ops/full_like.h>
-#include <ATen/ops/sort.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/topk.h>
 #include <ATen/ops/where.h>
-#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
@@ -20,12 +16,12 @@
 
 #include "kernels/arithmetic.h"
 #include "kernels/reference.h"
+#include "kernels/reference_search.h"
 #include "kernels/transfer.h"
 
 // The sampler in plain ATen: the order of sampling (docs/architecture.md) step by step, in the arithmetic that makes every
-// device draw the same token from the same logits. Nothing sorts or scans a whole vocabulary, which is slow on MPS: where
-// top_p ends is searched by the sum of what lies above, and a token by the sums of chunks. What the host says goes to the
-// device in one copy, and what it wants to know comes back in one. R rows, V tokens.
+// device draw the same token from the same logits. What the host says goes to the device in one copy, and what it wants to
+// know comes back in one. R rows, V tokens.
 namespace demiurgic {
 
 namespace {
@@ -174,44 +170,6 @@ struct Edits {
     at::Tensor banned;                                 // [E]
 };
 
-// The lowest id at which the sum of `masses` [R, V] up to and with it is more than `goal` [R, 1]; V - 1 where it never is.
-at::Tensor first_beyond(const at::Tensor& masses, const at::Tensor& goal) {
-    constexpr int64_t chunk = 512;
-    const int64_t num_rows = masses.size(0), vocab = masses.size(1), num_chunks = (vocab + chunk - 1) / chunk;
-    at::Tensor padded = at::zeros({num_rows, num_chunks * chunk}, masses.options());
-    padded.narrow(1, 0, vocab).copy_(masses);
-    const at::Tensor chunks = padded.view({num_rows, num_chunks, chunk}), sums = at::sum(chunks, -1);
-    const at::Tensor up_to = at::cumsum(sums, -1);  // [R, chunks]
-    const at::Tensor which = at::sum(up_to <= goal, -1, true).clamp_max(num_chunks - 1);
-    const at::Tensor inside = chunks.gather(1, which.unsqueeze(-1).expand({-1, 1, chunk})).squeeze(1);
-    const at::Tensor before = up_to.gather(1, which) - sums.gather(1, which);
-    const at::Tensor place = at::sum(before + at::cumsum(inside, -1) <= goal, -1, true);
-    return (which * chunk + place).clamp_max(vocab - 1);
-}
-
-at::Tensor ids_of(const at::Tensor& logits) { return at::arange(logits.size(-1), logits.options().dtype(at::kLong)); }
-
-// The lowest id among the largest logits, [R].
-at::Tensor most_likely(const at::Tensor& logits) {
-    const at::Tensor ids = ids_of(logits).expand_as(logits);
-    const at::Tensor best = logits == at::amax(logits, -1, true);
-    return at::amin(at::where(best, ids, at::full_like(ids, logits.size(-1) - 1)), -1);
-}
-
-// The same for the `count` largest ones, [R, count], descending.
-at::Tensor most_likely(const at::Tensor& logits, int64_t count) {
-    const int64_t vocab = logits.size(-1);
-    const at::Tensor last = std::get<0>(at::topk(logits, count, -1)).narrow(-1, count - 1, 1);
-    const at::Tensor above = logits > last, tied = logits == last, ids = ids_of(logits);
-    const at::Tensor last_tied = first_beyond(tied.to(at::kLong), count - 1 - at::sum(above, -1, true));
-    const at::Tensor listed = above.logical_or(tied.logical_and(ids <= last_tied));
-    // topk leaves open which of equal numbers comes first, but ids are distinct.
-    const at::Tensor backwards = at::where(listed, -ids, at::full_like(ids, 1 - vocab)).to(at::kInt);
-    const at::Tensor ascending = -std::get<0>(at::topk(backwards, count, -1)).to(at::kLong);  // [R, count]
-    const at::Tensor order = std::get<1>(at::sort(-logits.gather(-1, ascending), /*stable=*/true, -1, false));
-    return ascending.gather(-1, order);
-}
-
 // floor(a * b / 2^bits) for 0 <= a < 2^61, 0 <= b <= 2^bits, bits <= 31, without leaving int64
 at::Tensor scaled(const at::Tensor& a, const at::Tensor& b, int bits) {
     const int64_t unit = int64_t{1} << bits;
@@ -231,22 +189,7 @@ at::Tensor distance_from_typical(const Distribution& d) {
     return (surprise - entropy_of(d, surprise)).abs();
 }
 
-// Where in `order` [R, V], of the masses `masses`, the mass of what comes before first reaches or passes `target` [R, 1]
-// with what stands there: [R, 1]. A search by the bits of the number, from the highest.
-at::Tensor crossing_by_search(const at::Tensor& order, const at::Tensor& masses, const at::Tensor& target) {
-    // As integers that are ordered as the numbers are; and back. One zero, not two.
-    const auto ordered = [](const at::Tensor& bits) { return at::where(bits < 0, bits.bitwise_xor(0x7fffffff), bits); };
-    const at::Tensor keys = ordered((order + 0.0f).view(at::kInt));
-    at::Tensor found = at::full_like(target, std::numeric_limits<int32_t>::min(), at::kInt);
-    for (int bit = 31; bit >= 0; --bit) {
-        const at::Tensor higher = found.bitwise_xor(static_cast<int32_t>(uint32_t{1} << bit));
-        const at::Tensor mass_before = at::sum(masses * (keys < higher), -1, true);
-        found = at::where(mass_before < target, higher, found);
-    }
-    return ordered(found).view(at::kFloat);
-}
-
-// The same for order = -logits from the masses of the largest logits alone, [R, K] descending.
+// As `crossing` for the order -logits, found among the largest logits [R, K] alone, which descend.
 at::Tensor crossing_in_list(const at::Tensor& largest, const at::Tensor& target) {
     const at::Tensor masses = masses_of(exp_not_positive(largest - largest.narrow(-1, 0, 1)));
     const at::Tensor mass_before = at::cumsum(masses, -1) - masses;
@@ -261,9 +204,9 @@ at::Tensor keep_nucleus(const at::Tensor& logits, const at::Tensor& largest, con
     at::Tensor order = -logits;
     if (options.any_typical) order = at::where(options.typical.unsqueeze(-1), distance_from_typical(d), order);
     const at::Tensor target = scaled(d.total, options.nucleus.unsqueeze(-1), kNucleusBits).clamp_min(1);
-    const at::Tensor crossing =
-        options.top_k_holds_nucleus ? crossing_in_list(largest, target) : crossing_by_search(order, d.masses, target);
-    const at::Tensor before = order < crossing, tied = order == crossing;
+    const at::Tensor edge =
+        options.top_k_holds_nucleus ? crossing_in_list(largest, target) : crossing(order, d.masses, target);
+    const at::Tensor before = order < edge, tied = order == edge;
     const at::Tensor missing = target - at::sum(d.masses * before, -1, true);
     const at::Tensor last_tied = first_beyond(d.masses * tied, missing - 1);
     const at::Tensor keep = before.logical_or(tied.logical_and(ids_of(logits) <= last_tied));
