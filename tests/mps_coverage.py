@@ -34,8 +34,8 @@ DTYPES = {
 COMPOSITE = {"CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional", "CompositeImplicitAutograd"}
 
 
-# Operations that give the host a number, or a tensor whose shape depends on numbers: the host waits until the device has
-# done everything.
+# Operations that give the host a number, or a tensor whose shape depends on numbers: the host waits for all that the
+# device was asked to do.
 WAITING = {
     *("item", "_local_scalar_dense", "is_nonzero", "equal", "allclose", "nonzero", "nonzero_numpy", "masked_select"),
     *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive", "bincount"),

@@ -43,8 +43,7 @@ PROMPTS = [list(range(10, 28)), [4, 5] * 7]  # more than a block of the cache, a
 CACHE_OF_4_BLOCKS = 4 * 2 * 2 * 16 * 2 * 8 * 4  # layers, keys and values, positions, heads, head_dim, bytes
 
 
-# What the engine's C++ calls, on the way of a token, a score and a prefix. Those of a step of decoding are all of them but
-# the last three lines.
+# What the engine calls on the way of a token, a score and a prefix, from C++, or from Python in a hook.
 # fmt: off
 OPERATIONS = {
     # matrix products, and the one lookup that is like them
@@ -56,8 +55,9 @@ OPERATIONS = {
     "abs", "add.Scalar", "add.Tensor", "add_.Tensor", "bitwise_and.Scalar", "bitwise_or.Scalar",
     "bitwise_right_shift.Tensor_Scalar", "bitwise_xor.Scalar", "clamp_max", "clamp_min", "div.Tensor", "eq.Scalar",
     "eq.Tensor", "floor", "floor_divide.Scalar", "ge.Scalar", "gelu", "gt.Scalar", "gt.Tensor", "isnan", "le.Tensor",
-    "logical_and", "logical_not", "logical_or", "lt.Scalar", "lt.Tensor", "masked_fill.Scalar", "mul.Scalar", "mul.Tensor",
-    "neg", "relu", "remainder.Scalar", "rsqrt", "silu", "sub.Scalar", "sub.Tensor", "sub_.Tensor", "where.self",
+    "logical_and", "logical_not", "logical_or", "lt.Scalar", "lt.Tensor", "masked_fill.Scalar", "mul.Scalar",
+    "mul.Tensor", "neg", "relu", "remainder.Scalar", "rsqrt", "silu", "sub.Scalar", "sub.Tensor", "sub_.Tensor",
+    "where.self",
     # rows to numbers; cumsum and sort of short rows only
     "amax", "amin", "any.dim", "cumsum", "mean.dim", "softmax.int", "sort.stable", "sum.dim_IntList", "topk",
     # elements to other places

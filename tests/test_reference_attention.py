@@ -1,4 +1,4 @@
-"""Attention of the reference reads a row's blocks where they lie, in one piece or a few, or gathers them: one result."""
+"""The reference's attention reads a row's blocks where they lie, in one piece or a few, or gathers them: one result."""
 
 from __future__ import annotations
 
