@@ -1,12 +1,9 @@
 #include "batch.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cstring>
-
-#include "kernels/transfer.h"
 
 namespace demiurgic {
 
@@ -56,20 +53,31 @@ Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device devic
         }
         most_blocks = std::max(most_blocks, sequence->blocks.size());
     }
-    tokens = tensor_of(token_ids);
-    positions = tensor_of(position_ids);
-    slots = tensor_of(slot_ids);
-    sampled_from.insert(sampled_from.end(), followed.begin(), followed.end());
-    logit_rows = tensor_of(sampled_from);
-    scored_tokens = tensor_of(scored_ids);
-
-    const int64_t num_rows = static_cast<int64_t>(rows.size());
-    block_table = at::zeros({num_rows, static_cast<int64_t>(most_blocks)}, at::TensorOptions().dtype(at::kLong));
-    for (int64_t i = 0; i < num_rows; ++i) {
-        const std::vector<int32_t>& blocks = work[i].sequence->blocks;
-        std::copy(blocks.begin(), blocks.end(), block_table.data_ptr<int64_t>() + i * most_blocks);
+    const size_t num_logits = sampled_from.size() + followed.size();
+    std::vector<int64_t> all;  // numbers of every tensor, so that they go to the device in one copy
+    for (const std::vector<int64_t>* part :
+         {&token_ids, &position_ids, &slot_ids, &sampled_from, &followed, &scored_ids}) {
+        all.insert(all.end(), part->begin(), part->end());
     }
-    move_together({&tokens, &positions, &slots, &block_table, &logit_rows, &scored_tokens}, device);
+    for (const Work& part : work) {
+        const std::vector<int32_t>& blocks = part.sequence->blocks;
+        all.insert(all.end(), blocks.begin(), blocks.end());
+        all.resize(all.size() + most_blocks - blocks.size(), 0);
+    }
+    const at::Tensor packed = tensor_of(all).to(device);
+    int64_t first = 0;
+    const auto next = [&](size_t count) {
+        const int64_t begin = first;
+        first += static_cast<int64_t>(count);
+        return packed.narrow(0, begin, static_cast<int64_t>(count));
+    };
+    tokens = next(token_ids.size());
+    positions = next(position_ids.size());
+    slots = next(slot_ids.size());
+    logit_rows = next(num_logits);
+    scored_tokens = next(scored_ids.size());
+    block_table =
+        next(work.size() * most_blocks).view({static_cast<int64_t>(work.size()), static_cast<int64_t>(most_blocks)});
 }
 
 }  // namespace demiurgic
