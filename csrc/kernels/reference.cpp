@@ -205,23 +205,19 @@ void run(Context& context, const std::function<void(Context&)>& loop) { loop(con
 }  // namespace
 
 const Kernels& reference_kernels() {
-    static const Kernels table = [] {
-        Kernels kernels = {
-            prepare,
-            run,
-            {embed, "reference"},
-            {attention_in, "reference"},
-            {attend, "reference"},
-            {attention_out, "reference"},
-            {mlp, "reference"},
-            {head, "reference"},
-            {reference_sample, "reference"},
-            {reference_log_probability, "reference"},
-            {reference_checksum, "reference"},
-        };
-        kernels.cache_layout = CacheLayout::by_head;
-        return kernels;
-    }();
+    static const Kernels table = {
+        prepare,
+        run,
+        {embed, "reference"},
+        {attention_in, "reference"},
+        {attend, "reference"},
+        {attention_out, "reference"},
+        {mlp, "reference"},
+        {head, "reference"},
+        {reference_sample, "reference"},
+        {reference_log_probability, "reference"},
+        {reference_checksum, "reference"},
+    };
     return table;
 }
 
