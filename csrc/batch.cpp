@@ -1,7 +1,6 @@
 #include "batch.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cstring>
@@ -10,10 +9,20 @@ namespace demiurgic {
 
 namespace {
 
-at::Tensor on_device(const std::vector<int64_t>& values, at::Device device) {
+at::Tensor tensor_of(const std::vector<int64_t>& values) {
     at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())}, at::TensorOptions().dtype(at::kLong));
     std::memcpy(tensor.data_ptr(), values.data(), values.size() * sizeof(int64_t));
-    return tensor.to(device);
+    return tensor;
+}
+
+// Of the first `count` blocks.
+std::vector<BlockRun> runs_of(const std::vector<int32_t>& blocks, int64_t count) {
+    std::vector<BlockRun> runs;
+    for (int64_t i = 0; i < count; ++i) {
+        if (runs.empty() || blocks[i] != runs.back().first + runs.back().count) runs.push_back({blocks[i], 0});
+        ++runs.back().count;
+    }
+    return runs;
 }
 
 }  // namespace
@@ -24,6 +33,7 @@ Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device devic
     for (const auto& [sequence, start, count, drafts] : work) {
         const int64_t end = start + count, past_drafts = end + static_cast<int64_t>(drafts.size());
         rows.push_back({static_cast<int64_t>(token_ids.size()), past_drafts - start, past_drafts});
+        block_runs.push_back(runs_of(sequence->blocks, (past_drafts + block_size - 1) / block_size));
         if (end == sequence->size()) {
             sampled.push_back({sequence, static_cast<size_t>(end), static_cast<int64_t>(sampled_from.size()), drafts});
             for (int64_t position = end - 1; position < past_drafts; ++position) {
@@ -43,21 +53,31 @@ Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device devic
         }
         most_blocks = std::max(most_blocks, sequence->blocks.size());
     }
-    tokens = on_device(token_ids, device);
-    positions = on_device(position_ids, device);
-    slots = on_device(slot_ids, device);
     sampled_from.insert(sampled_from.end(), followed.begin(), followed.end());
-    logit_rows = on_device(sampled_from, device);
     all_logits = sampled_from.size() == token_ids.size() && std::is_sorted(sampled_from.begin(), sampled_from.end());
-    scored_tokens = on_device(scored_ids, device);
-
-    const int64_t num_rows = static_cast<int64_t>(rows.size());
-    block_table = at::zeros({num_rows, static_cast<int64_t>(most_blocks)}, at::TensorOptions().dtype(at::kLong));
-    for (int64_t i = 0; i < num_rows; ++i) {
-        const std::vector<int32_t>& blocks = work[i].sequence->blocks;
-        std::copy(blocks.begin(), blocks.end(), block_table.data_ptr<int64_t>() + i * most_blocks);
+    std::vector<int64_t> all;  // numbers of every tensor, so that they go to the device in one copy
+    for (const std::vector<int64_t>* part : {&token_ids, &position_ids, &slot_ids, &sampled_from, &scored_ids}) {
+        all.insert(all.end(), part->begin(), part->end());
     }
-    block_table = block_table.to(device);
+    for (const Work& part : work) {
+        const std::vector<int32_t>& blocks = part.sequence->blocks;
+        all.insert(all.end(), blocks.begin(), blocks.end());
+        all.resize(all.size() + most_blocks - blocks.size(), 0);
+    }
+    const at::Tensor packed = tensor_of(all).to(device);
+    int64_t first = 0;
+    const auto next = [&](size_t count) {
+        const int64_t begin = first;
+        first += static_cast<int64_t>(count);
+        return packed.narrow(0, begin, static_cast<int64_t>(count));
+    };
+    tokens = next(token_ids.size());
+    positions = next(position_ids.size());
+    slots = next(slot_ids.size());
+    logit_rows = next(sampled_from.size());
+    scored_tokens = next(scored_ids.size());
+    block_table =
+        next(work.size() * most_blocks).view({static_cast<int64_t>(work.size()), static_cast<int64_t>(most_blocks)});
 }
 
 }  // namespace demiurgic

@@ -23,15 +23,16 @@ struct SampledRow {
 struct Batch {
     Batch(const std::vector<Work>& work, int64_t block_size, at::Device device);
 
-    std::vector<BatchRow> rows;       // S
-    std::vector<SampledRow> sampled;  // G
-    at::Tensor tokens;                // [N] int64
-    at::Tensor positions;             // [N] int64
-    at::Tensor slots;                 // [N] int64
-    at::Tensor block_table;           // [S, most blocks] int64
-    at::Tensor logit_rows;            // [R] int64, where in N the tokens stand whose logits are wanted
-    bool all_logits = false;          // those of all tokens are, in their order
-    at::Tensor scored_tokens;         // [T] int64
+    std::vector<BatchRow> rows;                     // S
+    std::vector<SampledRow> sampled;                // G
+    at::Tensor tokens;                              // [N] int64
+    at::Tensor positions;                           // [N] int64
+    at::Tensor slots;                               // [N] int64
+    at::Tensor block_table;                         // [S, most blocks] int64
+    at::Tensor logit_rows;                          // [R] int64, where in N the tokens stand whose logits are wanted
+    bool all_logits = false;                        // those of all tokens are, in their order
+    at::Tensor scored_tokens;                       // [T] int64
+    std::vector<std::vector<BlockRun>> block_runs;  // S: the blocks up to the last position of each row
     // Whose those are, in this order: positions from which the next token is scored.
     std::vector<std::pair<Sequence*, Sequence::Span>> scored;
 };

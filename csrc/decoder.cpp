@@ -112,8 +112,8 @@ at::Tensor Decoder::decode(const Batch& batch, KVCache& cache, const Poll& poll)
             kernels_.attention_in(context, {x, layer.attention_norm, eps, layer.q, layer.k, layer.v, rotary.cos,
                                             rotary.sin, batch.slots, cache.keys[i], cache.values[i], q[i]});
             if (is_last && num_logits == 0) return;
-            kernels_.attend(context,
-                            {q[i], cache.keys[i], cache.values[i], batch.rows, batch.block_table, scale, attended[i]});
+            kernels_.attend(context, {q[i], cache.keys[i], cache.values[i], batch.rows, batch.block_table,
+                                      batch.block_runs, scale, attended[i]});
             if (is_last && selects) {
                 kernels_.select_rows(context, {x, batch.logit_rows, last_x});
                 kernels_.select_rows(context, {wide_attended, batch.logit_rows, last_attended});

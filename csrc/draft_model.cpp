@@ -11,7 +11,7 @@ DraftModel::DraftModel(Weights weights, int64_t block_size, int64_t max_step_tok
       kernels_(weights_.rows_are_contiguous() ? kernels_for(weights_.device(), weights_.dtype()) : reference_kernels()),
       max_step_tokens_(max_step_tokens),
       blocks_(block_size),
-      cache_(weights_, block_size),
+      cache_(weights_, block_size, kernels_.cache_layout),
       decoder_(weights_, kernels_),
       sampler_(kernels_, weights_.device()),
       budget_(static_cast<double>(weights_.bytes_of_step()) / static_cast<double>(target_bytes)) {}
@@ -20,7 +20,7 @@ void DraftModel::resize(int64_t num_blocks) {
     if (num_blocks < cache_.num_blocks()) {
         followers_.clear();
         blocks_ = KVBlocks(blocks_.block_size());
-        cache_ = KVCache(weights_, blocks_.block_size());
+        cache_ = KVCache(weights_, blocks_.block_size(), kernels_.cache_layout);
     }
     cache_.grow(num_blocks);
     blocks_.grow(num_blocks);

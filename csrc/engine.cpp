@@ -59,7 +59,7 @@ Engine::Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_
       kernels_(kernels_of(weights_)),
       cache_bytes_(cache_bytes),
       max_step_tokens_(max_step_tokens),
-      cache_(weights_, kBlockSize),
+      cache_(weights_, kBlockSize, kernels_.cache_layout),
       decoder_(weights_, kernels_),
       sampler_(kernels_, weights_.device()),
       scheduler_(blocks_, max_step_tokens, keep_prefixes ? &kept_.emplace(blocks_) : nullptr),

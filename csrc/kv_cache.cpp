@@ -8,8 +8,11 @@
 
 namespace demiurgic {
 
-KVCache::KVCache(const Weights& weights, int64_t block_size)
-    : layers_(weights.config().layers), options_(weights.embedding.options()), block_size_(block_size) {
+KVCache::KVCache(const Weights& weights, int64_t block_size, CacheLayout layout)
+    : layers_(weights.config().layers),
+      options_(weights.embedding.options()),
+      layout_(layout),
+      block_size_(block_size) {
     for (const LayerConfig& layer : layers_) {
         block_bytes_ += 2 * layer.num_kv_heads * block_size * layer.head_dim * weights.embedding.element_size();
     }
@@ -17,15 +20,18 @@ KVCache::KVCache(const Weights& weights, int64_t block_size)
     values.resize(layers_.size());
 }
 
-// On the CPU the positions of a block are neighbours in memory: its kernels score as many at a time as a vector has lanes.
+// The CPU's kernels score as many positions at a time as a vector has lanes.
 at::Tensor KVCache::empty_keys(int64_t num_blocks, const LayerConfig& layer) const {
-    if (options_.device().is_cpu()) {
+    if (layout_ == CacheLayout::keys_by_coordinate) {
         return at::empty({num_blocks, layer.num_kv_heads, layer.head_dim, block_size_}, options_).transpose(2, 3);
     }
     return empty_values(num_blocks, layer);
 }
 
 at::Tensor KVCache::empty_values(int64_t num_blocks, const LayerConfig& layer) const {
+    if (layout_ == CacheLayout::by_head) {
+        return at::empty({layer.num_kv_heads, num_blocks, block_size_, layer.head_dim}, options_).transpose(0, 1);
+    }
     return at::empty({num_blocks, layer.num_kv_heads, block_size_, layer.head_dim}, options_);
 }
 

@@ -12,7 +12,7 @@ namespace demiurgic {
 // Keys (rotated) and values of all layers, in blocks: [blocks, kv_heads, block_size, head_dim] a layer.
 class KVCache {
 public:
-    KVCache(const Weights& weights, int64_t block_size);
+    KVCache(const Weights& weights, int64_t block_size, CacheLayout layout);
 
     // Memory of one block over all layers, in bytes.
     int64_t block_bytes() const { return block_bytes_; }
@@ -40,11 +40,12 @@ public:
 
 private:
     at::Tensor empty_keys(int64_t num_blocks, const LayerConfig& layer) const;
-    at::Tensor empty_values(int64_t num_blocks, const LayerConfig& layer) const;
+    at::Tensor empty_values(int64_t num_blocks, const LayerConfig& layer) const;  // and keys that lie as they do
     at::Tensor on_device(const std::vector<int32_t>& blocks) const;
 
     std::vector<LayerConfig> layers_;
     at::TensorOptions options_;
+    CacheLayout layout_;
     int64_t block_size_;
     int64_t block_bytes_ = 0;
     int64_t num_blocks_ = 0;

@@ -24,6 +24,9 @@ namespace {
 
 int64_t tokens_left(const Sequence& sequence) { return sequence.num_inputs() - sequence.num_cached; }
 
+// The last token is never looked at.
+int64_t most_cached(const Sequence& sequence) { return std::max(sequence.max_tokens, sequence.prompt_length) - 1; }
+
 bool past_prompt(const Sequence* sequence) { return !sequence->scored && tokens_left(*sequence) == 1; }
 
 // What a step has room for: tokens of prompts and of scored rows.
@@ -95,7 +98,7 @@ bool Scheduler::start(Sequence& sequence, int64_t budget, std::vector<Work>& pla
         num_reused_tokens_ += prefix.num_tokens;
     }
     const int64_t count = std::min(tokens_left(sequence), budget);
-    blocks_.extend(sequence.blocks, sequence.num_cached + count);
+    blocks_.extend(sequence.blocks, sequence.num_cached + count, most_cached(sequence));
     running_.push_back(&sequence);
     ++sequence.call->num_running;
     plan.push_back({&sequence, sequence.num_cached, count});
@@ -136,10 +139,10 @@ bool Scheduler::fork(const PrefixIndex::Prefix& prefix, Sequence& sequence) {
     bool fits = missing <= blocks_.num_free();
     while (!fits && free_kept()) fits = missing <= blocks_.num_free();
     if (fits) {
-        blocks_.fork(prefix.blocks, prefix.num_tokens, sequence.blocks, pending_copies_);
+        blocks_.fork(prefix.blocks, prefix.num_tokens, sequence.blocks, pending_copies_, most_cached(sequence));
         sequence.num_cached = prefix.num_tokens;
     }
-    blocks_.release(full);
+    blocks_.unshare(full);
     return fits;
 }
 
@@ -169,14 +172,14 @@ void Scheduler::settle(Call& call, bool keeps) {
         if (keeps && left.epoch == kept_->epoch()) {
             kept_->keep(left.tokens, static_cast<int64_t>(left.tokens.size()), left.blocks);
         }
-        blocks_.release(left.blocks);
+        blocks_.unshare(left.blocks);
     }
     std::erase_if(left_, [&](const Left& left) { return left.call == &call; });
 }
 
 bool Scheduler::drop_left() {
     if (left_.empty()) return false;
-    blocks_.release(left_.front().blocks);
+    blocks_.unshare(left_.front().blocks);
     left_.erase(left_.begin());
     return true;
 }
@@ -184,7 +187,7 @@ bool Scheduler::drop_left() {
 bool Scheduler::free_kept() { return (kept_ && kept_->evict()) || drop_left(); }
 
 bool Scheduler::make_room(Sequence& sequence, int64_t num_tokens) {
-    while (!blocks_.extend(sequence.blocks, num_tokens)) {
+    while (!blocks_.extend(sequence.blocks, num_tokens, most_cached(sequence))) {
         if (free_kept() || drop_shared_prompts()) continue;
         Sequence& last = *running_.back();
         preempt(last);
@@ -198,7 +201,7 @@ int64_t Scheduler::make_room_for_drafts(const Work& work, int64_t most) {
     const int64_t end = work.start + work.count;
     const int64_t room = (static_cast<int64_t>(blocks.size()) + blocks_.num_free()) * blocks_.block_size() - end;
     const int64_t count = std::min(most, room);
-    blocks_.extend(blocks, end + count);
+    blocks_.extend(blocks, end + count, most_cached(*work.sequence));
     return count;
 }
 
@@ -251,7 +254,7 @@ void Scheduler::leave_shared_prompt(Sequence& sequence) {
     if (!sequence.shared_prompt) return;
     SharedPrompt& shared = *sequence.shared_prompt;
     if (shared.leader == &sequence) shared.leader = nullptr;
-    if (--shared.num_members == 0) blocks_.release(shared.blocks);
+    if (--shared.num_members == 0) blocks_.unshare(shared.blocks);
     sequence.shared_prompt.reset();
 }
 
@@ -260,7 +263,7 @@ bool Scheduler::drop_shared_prompts() {
     for (Sequence* sequence : waiting_) {
         SharedPrompt* shared = sequence->shared_prompt.get();
         if (!shared || shared->blocks.empty()) continue;
-        blocks_.release(shared->blocks);  // the next member to start computes the prompt again
+        blocks_.unshare(shared->blocks);  // the next member to start computes the prompt again
         dropped = true;
     }
     return dropped;

@@ -34,11 +34,20 @@ DTYPES = {
 COMPOSITE = {"CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional", "CompositeImplicitAutograd"}
 
 
+# Operations that give the host a number, or a tensor whose shape depends on numbers: the host waits for all that the
+# device was asked to do.
+WAITING = {
+    *("item", "_local_scalar_dense", "is_nonzero", "equal", "allclose", "nonzero", "nonzero_numpy", "masked_select"),
+    *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive", "bincount"),
+    *("repeat_interleave", "_copy_from_and_resize", "_to_cpu", "cpu"),
+}
+
+
 @dataclass
 class Tensor:
     dtype: str
     storage: int
-    num_dims: int
+    sizes: tuple[int, ...]
 
 
 @dataclass
@@ -108,7 +117,7 @@ def tensors(arguments: dict[str, list[Any]]) -> Iterator[Tensor]:
         given = [entry for entry in entries if entry[0] != "<None>"]
         for dtype, (entry, sizes) in zip(dtypes, given, strict=False):
             if not dtype.startswith("nullptr"):  # an undefined tensor: no bias
-                yield Tensor(dtype, storage=entry[1], num_dims=len(sizes))
+                yield Tensor(dtype, storage=entry[1], sizes=tuple(sizes))
 
 
 class KernelTable:
@@ -159,8 +168,26 @@ def problems(calls: list[Call], table: KernelTable, within: str = "") -> set[str
 def lacking_dtypes(call: Call) -> set[str]:
     # A number in C++ or Python, as in `x * 0.5`, is passed as a float64 tensor of no dimensions on the CPU; it never is
     # the result of an operation.
-    numbers = [tensor for tensor in call.inputs if tensor.num_dims == 0 and tensor.dtype == "double"]
+    numbers = [tensor for tensor in call.inputs if not tensor.sizes and tensor.dtype == "double"]
     return {tensor.dtype for tensor in call.inputs + call.outputs if tensor not in numbers} - DTYPES
+
+
+def transfers(calls: list[Call]) -> list[Call]:
+    """Copies from the host or to it, as C++ asks for them: `tensor.to(device)`, which is free on the CPU."""
+    return [call for call in calls if call.name == "to.dtype_layout"]
+
+
+def waits(calls: list[Call], table: KernelTable) -> list[str]:
+    """What makes the host wait, copies aside."""
+    found = []
+    for call in calls:
+        indexes = call.name.startswith(("index.", "index_put", "_index_put"))
+        by_mask = indexes and any(tensor.dtype == "bool" for tensor in call.inputs[1:])
+        if by_mask or call.name.split(".")[0] in WAITING:
+            found.append(call.name)
+        elif not table.has_mps(call.name):
+            found += waits(call.children, table)
+    return found
 
 
 def names(calls: list[Call]) -> set[str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from models import tiny_model
-from mps_coverage import Call, KernelTable, names, problems, record
+from models import fixed_logits_model, tiny_model
+from mps_coverage import Call, KernelTable, names, problems, record, transfers, waits
 
 from demiurgic import _C, DemiurgicForCausalLM, GenerationConfig
 from demiurgic.live_weights import live_weights
@@ -41,6 +41,39 @@ CALLS: list[dict[str, Any]] = [
 ]
 PROMPTS = [list(range(10, 28)), [4, 5] * 7]  # more than a block of the cache, and less
 CACHE_OF_4_BLOCKS = 4 * 2 * 2 * 16 * 2 * 8 * 4  # layers, keys and values, positions, heads, head_dim, bytes
+
+
+# What the engine calls on the way of a token, a score and a prefix, from C++, or from Python in a hook.
+# fmt: off
+OPERATIONS = {
+    # matrix products, and the one lookup that is like them
+    "linear", "bmm", "embedding",
+    # views, which cost the host alone
+    "expand", "expand_as", "flatten.using_ints", "narrow", "permute", "reshape", "select.int", "squeeze.dim",
+    "transpose.int", "unsqueeze", "view", "view.dtype",
+    # element by element
+    "abs", "add.Scalar", "add.Tensor", "add_.Tensor", "bitwise_and.Scalar", "bitwise_or.Scalar",
+    "bitwise_right_shift.Tensor_Scalar", "bitwise_xor.Scalar", "clamp_max", "clamp_min", "div.Tensor", "eq.Scalar",
+    "eq.Tensor", "floor", "floor_divide.Scalar", "ge.Scalar", "gelu", "gt.Scalar", "gt.Tensor", "isnan", "le.Tensor",
+    "logical_and", "logical_not", "logical_or", "lt.Scalar", "lt.Tensor", "masked_fill.Scalar", "mul.Scalar",
+    "mul.Tensor", "neg", "relu", "remainder.Scalar", "rsqrt", "silu", "sub.Scalar", "sub.Tensor", "sub_.Tensor",
+    "where.self",
+    # rows to numbers; cumsum and sort of short rows only
+    "amax", "amin", "any.dim", "cumsum", "mean.dim", "softmax.int", "sort.stable", "sum.dim_IntList", "topk",
+    # elements to other places
+    "cat", "clone", "copy_", "gather", "index_put_", "index_select", "scatter_.src",
+    # new tensors
+    "arange", "empty.memory_format", "empty_like", "full_like", "zeros", "zeros_like", "fill_.Scalar",
+    # between dtypes; between the host and the device
+    "to.dtype", "to.dtype_layout",
+    # the rotary table, once for a thousand positions
+    "arange.start", "cos", "sin",
+    # fingerprints and prefixes of sessions
+    "bitwise_xor.Tensor", "constant_pad_nd", "full", "index_copy_", "stack", "sum", "unbind.int",
+    # which parameter is not finite, once a row has ended by it
+    "all", "isfinite", "item",
+}
+# fmt: on
 
 
 def request(prompts: list[list[int]], hooks: _C.Hooks | None = None, **options: Any) -> _C.Request:
@@ -179,6 +212,11 @@ def test_every_operation_that_the_sources_name_is_recorded(recorded):
     assert included - {"from_blob", "tensor"} <= run  # no operations: they put a tensor around memory, or copy it
 
 
+def test_every_operation_of_the_path_is_named(recorded):
+    """A new one is looked at before it is used: not only whether MPS has it, but what it costs there."""
+    assert {call.name for call in every_call(recorded)} == OPERATIONS
+
+
 def test_what_only_another_device_does_is_recorded_too(recorded):
     # `tensor.to(device)` does nothing on the CPU; elsewhere it is this, which conversions between dtypes call as well.
     assert "_to_copy" in names(every_call(recorded))
@@ -191,6 +229,71 @@ def test_an_operation_of_the_engine_would_be_missed(recorded, kernel):
     found = problems(every_call(recorded), table)
     users = {kernel, *(name for name, entry in table.entries.items() if entry.get("structured_delegate") == kernel)}
     assert found and all(problem.removesuffix(" has no kernel for MPS").split(" > ")[-1] in users for problem in found)
+
+
+# ---- how the host waits, and what is slow there ------------------------------------------------------------------
+
+# What one row asks for in a step of decoding.
+STEPS: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "as it comes": {"temperature": 0.8, "top_k": 50, "top_p": 0.95},
+    "top_p alone": {"top_k": 0, "top_p": 0.9},
+    "typical_p": {"top_k": 0, "typical_p": 0.5},
+    "edits and reports": {
+        "repetition_penalty": 1.1,
+        "bad_token_ids": [3],
+        "min_p": 0.01,
+        "top_logprobs": 3,
+        "top_logprobs_mode": "both",
+        "entropy": True,
+    },
+}
+VOCAB = 3000
+
+
+def step_of_decoding(model: DemiurgicForCausalLM, **options: Any) -> list[Call]:
+    """The operations of one step of two rows that are past their prompts."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DEMIURGIC_KERNELS", "reference")
+        call = _C.Engine(live_weights(model), None, 512, False).add(request(PROMPTS, max_new_tokens=5, **options))
+        call.advance()
+        call.advance()
+        calls = record(call.advance)
+        assert finish(call) == ["length"] * 2
+    return calls
+
+
+@pytest.fixture(scope="module", params=STEPS)
+def step(request) -> list[Call]:
+    return step_of_decoding(tiny_model(), **STEPS[request.param])
+
+
+def test_a_step_waits_for_the_device_once(step):
+    # The batch goes there while nothing is asked of the device, the options without anybody waiting for it; the results
+    # come back together.
+    assert len(transfers(step)) == 3
+    assert not waits(step, TABLE)
+
+
+@pytest.mark.parametrize("run", [lambda: x.sum().item(), lambda: x[x > 0.5], lambda: bool(x[0]), lambda: x.cpu()])
+def test_a_planted_wait_is_found(run):
+    calls = record(run)
+    assert waits(calls, TABLE) or transfers(calls)
+
+
+def test_products_are_of_two_dimensions(step):
+    inputs = [call.inputs[0] for call in step if call.name == "linear"]
+    assert len(inputs) == 2 * 7 + 1  # of each layer, and the head
+    assert all(len(tensor.sizes) == 2 for tensor in inputs)
+
+
+@pytest.mark.parametrize("options", STEPS.values(), ids=STEPS)
+def test_no_vocabulary_is_sorted_or_scanned(options):
+    calls = step_of_decoding(fixed_logits_model(torch.linspace(0, 9, VOCAB)), **options)
+    assert any(VOCAB in tensor.sizes for call in calls for tensor in call.inputs)
+    for call in calls:
+        if re.match("sort|argsort|cumsum|cumprod|multinomial|kthvalue|msort", call.name):
+            assert max(call.inputs[0].sizes) < VOCAB / 2, call.name
 
 
 x = torch.linspace(0.1, 0.9, 4)

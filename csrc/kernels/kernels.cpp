@@ -32,6 +32,16 @@ std::optional<std::string> forced_kernels() {
                                 " on this machine, or not be set.");
 }
 
+// The reference where it is not the base of a device's own kernels: it reads a run of blocks where it lies.
+const Kernels& reference_alone() {
+    static const Kernels table = [] {
+        Kernels kernels = reference_kernels();
+        kernels.cache_layout = CacheLayout::by_head;
+        return kernels;
+    }();
+    return table;
+}
+
 // Memory that the system can hand out without swapping.
 int64_t free_host_bytes() {
     std::ifstream meminfo("/proc/meminfo");
@@ -52,7 +62,7 @@ int64_t free_host_bytes() {
 
 const Kernels& kernels_for(at::Device device, at::ScalarType dtype) {
     const std::optional<std::string> forced = forced_kernels();
-    if (forced == "reference") return reference_kernels();
+    if (forced == "reference") return reference_alone();
 #ifdef DEMIURGIC_CUDA
     if (device.is_cuda()) {
         static const Kernels table = cuda_kernels(reference_kernels());
@@ -63,7 +73,7 @@ const Kernels& kernels_for(at::Device device, at::ScalarType dtype) {
         const Kernels* native = cpu::cpu_kernels(*cpu::choose_isa(forced), dtype, reference_kernels());
         if (native) return *native;
     }
-    return reference_kernels();
+    return reference_alone();
 }
 
 std::vector<std::string> isa_names() { return cpu::running_isas(); }

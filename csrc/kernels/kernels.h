@@ -67,6 +67,8 @@ struct AttendArgs {
     const at::Tensor& v_cache;          // [blocks, kv_heads, block_size, d]
     const std::vector<BatchRow>& rows;  // S rows
     const at::Tensor& block_table;      // [S, most blocks] int64, filled up with 0
+    // S: what block_table says, on the host
+    const std::vector<std::vector<BlockRun>>& block_runs;
     double scale;
     at::Tensor& out;  // [N, heads, d]
 };
@@ -153,7 +155,8 @@ struct Kernels {
     // A row's bits do not depend on how many tokens and rows are computed with it. What promises the same result however it
     // is computed asks for this.
     bool exact_rows = false;
-    bool float_activations = false;         // x, q and attended are float32 whatever the weights are
+    bool float_activations = false;  // x, q and attended are float32 whatever the weights are
+    CacheLayout cache_layout = CacheLayout::by_block;
     const cpu::Entries* entries = nullptr;  // for Context::entries
 
     std::map<std::string, std::string> implementations() const;  // by entry

@@ -3,6 +3,8 @@
 #include <ATen/ops/bitwise_and.h>
 #include <ATen/ops/bitwise_right_shift.h>
 #include <ATen/ops/bitwise_xor.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/sum.h>
 
 #include <algorithm>
@@ -25,15 +27,16 @@ at::Tensor mixed(const at::Tensor& x) {
 }
 
 // The sum, modulo 2^64, of a mix of each number's bits with its position: it does not depend on the order of addition.
-uint64_t sum_of(const at::Tensor& tensor) {
+// [], on the device of the tensor
+at::Tensor sum_of(const at::Tensor& tensor) {
     const at::Tensor flat = tensor.reshape({-1}).view(bits_of(tensor));
-    uint64_t sum = static_cast<uint64_t>(flat.numel());
+    at::Tensor sum = at::full({}, flat.numel(), flat.options().dtype(at::kLong));
     for (int64_t first = 0; first < flat.numel(); first += kMostNumbers) {
         const int64_t n = std::min(kMostNumbers, flat.numel() - first);
         const at::Tensor positions = at::arange(first, first + n, flat.options().dtype(at::kLong));
         const at::Tensor keys = mixed((positions + 1) * static_cast<int64_t>(0x9e3779b97f4a7c15));
         const at::Tensor bits = flat.narrow(0, first, n).to(at::kLong);
-        sum += static_cast<uint64_t>(at::sum(mixed(mixed(bits + keys))).item<int64_t>());
+        sum = sum + at::sum(mixed(mixed(bits + keys)));
     }
     return sum;
 }
@@ -41,7 +44,12 @@ uint64_t sum_of(const at::Tensor& tensor) {
 }  // namespace
 
 void reference_checksum(Context&, const ChecksumArgs& args) {
-    for (const at::Tensor& tensor : args.tensors) args.sums.push_back(sum_of(tensor));
+    if (args.tensors.empty()) return;
+    std::vector<at::Tensor> sums;
+    for (const at::Tensor& tensor : args.tensors) sums.push_back(sum_of(tensor));
+    const at::Tensor read = at::stack(sums).to(at::kCPU);  // all at once: the host waits for the device each time
+    const int64_t* values = read.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < read.numel(); ++i) args.sums.push_back(static_cast<uint64_t>(values[i]));
 }
 
 }  // namespace demiurgic

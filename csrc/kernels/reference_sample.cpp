@@ -1,12 +1,10 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/amax.h>
-#include <ATen/ops/amin.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/cumsum.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/floor.h>
 #include <ATen/ops/full_like.h>
-#include <ATen/ops/sort.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/topk.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
@@ -18,9 +16,12 @@
 
 #include "kernels/arithmetic.h"
 #include "kernels/reference.h"
+#include "kernels/reference_search.h"
+#include "kernels/transfer.h"
 
 // The sampler in plain ATen: the order of sampling (docs/architecture.md) step by step, in the arithmetic that makes every
-// device draw the same token from the same logits. R rows, V tokens.
+// device draw the same token from the same logits. What the host says goes to the device in one copy, and what it wants to
+// know comes back in one. R rows, V tokens.
 namespace demiurgic {
 
 namespace {
@@ -75,96 +76,99 @@ struct Distribution {
 };
 
 template <class T>
-at::Tensor on_device(const std::vector<T>& values, at::ScalarType dtype, at::Device device) {
+at::Tensor tensor_of(const std::vector<T>& values, at::ScalarType dtype) {
     at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())}, at::TensorOptions().dtype(dtype));
     std::memcpy(tensor.data_ptr(), values.data(), values.size() * sizeof(T));
-    return tensor.to(device);
+    return tensor;
 }
 
 // The same member of every row, as a tensor [R].
 template <class Get>
-at::Tensor column(const std::vector<SampleRow>& rows, at::ScalarType dtype, at::Device device, Get get) {
+at::Tensor column(const std::vector<SampleRow>& rows, at::ScalarType dtype, Get get) {
     std::vector<decltype(get(rows[0]))> values;
     for (const SampleRow& row : rows) values.push_back(get(row));
-    return on_device(values, dtype, device);
+    return tensor_of(values, dtype);
 }
 
 // The options of all rows as tensors, and which of them any row has on.
 struct Options {
-    explicit Options(const SampleArgs& args) {
-        const at::Device device = args.logits.device();
-        const int64_t vocab = args.logits.size(1), nucleus_off = int64_t{1} << kNucleusBits;
-        const auto& rows = args.rows;
-        greedy = column(rows, at::kBool, device, [](const SampleRow& r) -> uint8_t { return r.greedy; });
-        temperature = column(rows, at::kFloat, device, [](const SampleRow& r) { return r.temperature; });
-        top_k = column(rows, at::kLong, device, [](const SampleRow& r) { return r.top_k; });
-        nucleus = column(rows, at::kLong, device, [](const SampleRow& r) { return r.nucleus; });
-        typical = column(rows, at::kBool, device, [](const SampleRow& r) -> uint8_t { return r.typical; });
-        min_p = column(rows, at::kFloat, device, [](const SampleRow& r) { return r.min_p; });
-        const auto high = [](const SampleRow& r) { return static_cast<int64_t>(r.random >> 32); };
-        const auto low = [](const SampleRow& r) { return static_cast<int64_t>(r.random & 0xffffffff); };
-        random = {column(rows, at::kLong, device, high), column(rows, at::kLong, device, low)};
+    Options(const std::vector<SampleRow>& rows, int64_t vocab) {
+        greedy = column(rows, at::kBool, [](const SampleRow& r) -> uint8_t { return r.greedy; });
+        temperature = column(rows, at::kFloat, [](const SampleRow& r) { return r.temperature; });
+        top_k = column(rows, at::kLong, [](const SampleRow& r) { return r.top_k; });
+        nucleus = column(rows, at::kLong, [](const SampleRow& r) { return r.nucleus; });
+        typical = column(rows, at::kBool, [](const SampleRow& r) -> uint8_t { return r.typical; });
+        min_p = column(rows, at::kFloat, [](const SampleRow& r) { return r.min_p; });
+        random = {
+            column(rows, at::kLong, [](const SampleRow& r) { return static_cast<int64_t>(r.random >> 32); }),
+            column(rows, at::kLong, [](const SampleRow& r) { return static_cast<int64_t>(r.random & 0xffffffff); })};
         for (const SampleRow& row : rows) {
+            const bool has_nucleus = row.nucleus < int64_t{1} << kNucleusBits, has_top_k = row.top_k < vocab;
             any_sampled |= !row.greedy;
-            any_nucleus |= row.nucleus < nucleus_off;
+            any_nucleus |= has_nucleus;
             any_typical |= row.typical;
             any_min_p |= row.min_p > 0;
-            if (row.top_k < vocab) most_top_k = std::max(most_top_k, row.top_k);
+            top_k_holds_nucleus &= !has_nucleus || (has_top_k && !row.typical);
+            if (has_top_k) most_top_k = std::max(most_top_k, row.top_k);
         }
+    }
+
+    std::vector<at::Tensor*> all() {
+        return {&greedy, &temperature, &top_k, &nucleus, &typical, &min_p, &random[0], &random[1]};
     }
 
     at::Tensor greedy, temperature, top_k, nucleus, typical, min_p;  // [R]
     std::array<at::Tensor, 2> random;                                // [R] each: high and low 32 bits
     bool any_sampled = false, any_nucleus = false, any_typical = false, any_min_p = false;
-    int64_t most_top_k = 0;  // of the rows that have it on; 0: none has
+    bool top_k_holds_nucleus = true;  // each top_p ends among the largest logits that its row's top_k leaves
+    int64_t most_top_k = 0;           // of the rows that have it on; 0: none has
 };
 
-// In place, on contiguous logits.
-void apply_edits(at::Tensor& logits, const std::vector<SampleRow>& rows) {
-    const int64_t vocab = logits.size(1);
-    std::vector<int64_t> indices;  // row * V + token
-    std::vector<float> bias, repetition, frequency, presence;
-    std::vector<uint8_t> banned;
-    for (size_t row = 0; row < rows.size(); ++row) {
-        for (int64_t i = 0; i < rows[row].num_edits; ++i) {
-            const TokenEdit& edit = rows[row].edits[i];
-            if (edit.token >= vocab) continue;
-            indices.push_back(static_cast<int64_t>(row) * vocab + edit.token);
-            bias.push_back(edit.bias);
-            repetition.push_back(edit.repetition);
-            frequency.push_back(edit.frequency);
-            presence.push_back(edit.presence);
-            banned.push_back(edit.bans != 0);
+// The edits of all rows, E of them, as tensors; undefined where there are none.
+struct Edits {
+    Edits(const std::vector<SampleRow>& rows, int64_t vocab) {
+        std::vector<int64_t> indices;
+        std::vector<float> biases, repetitions, frequencies, presences;
+        std::vector<uint8_t> bans;
+        for (size_t row = 0; row < rows.size(); ++row) {
+            for (int64_t i = 0; i < rows[row].num_edits; ++i) {
+                const TokenEdit& edit = rows[row].edits[i];
+                if (edit.token >= vocab) continue;
+                indices.push_back(static_cast<int64_t>(row) * vocab + edit.token);
+                biases.push_back(edit.bias);
+                repetitions.push_back(edit.repetition);
+                frequencies.push_back(edit.frequency);
+                presences.push_back(edit.presence);
+                bans.push_back(edit.bans != 0);
+            }
         }
+        if (indices.empty()) return;
+        index = tensor_of(indices, at::kLong);
+        bias = tensor_of(biases, at::kFloat);
+        repetition = tensor_of(repetitions, at::kFloat);
+        frequency = tensor_of(frequencies, at::kFloat);
+        presence = tensor_of(presences, at::kFloat);
+        banned = tensor_of(bans, at::kBool);
     }
-    if (indices.empty()) return;
-    const auto floats = [&](const std::vector<float>& values) {
-        return on_device(values, at::kFloat, logits.device());
-    };
-    const at::Tensor index = on_device(indices, at::kLong, logits.device()), penalty = floats(repetition);
-    at::Tensor flat = logits.view({-1});
-    at::Tensor l = flat.index_select(0, index) + floats(bias);
-    l = at::where(l < 0, l * penalty, l / penalty);
-    l = l - floats(frequency);
-    l = l - floats(presence);
-    l = l.masked_fill(on_device(banned, at::kBool, logits.device()), -kInfinity);
-    flat.scatter_(0, index, l);
-}
 
-// The lowest id among the largest logits, [R].
-at::Tensor most_likely(const at::Tensor& logits) {
-    const int64_t vocab = logits.size(-1);
-    const at::Tensor ids = at::arange(vocab, logits.options().dtype(at::kLong)).expand_as(logits);
-    const at::Tensor best = logits == at::amax(logits, -1, true);
-    return at::amin(at::where(best, ids, at::full_like(ids, vocab - 1)), -1);
-}
+    std::vector<at::Tensor*> all() { return {&index, &bias, &repetition, &frequency, &presence, &banned}; }
 
-at::Tensor keep_top_k(const at::Tensor& logits, const at::Tensor& top_k, int64_t most) {
-    const at::Tensor largest = std::get<0>(at::topk(logits, most, -1));  // [R, most], descending
-    const at::Tensor kth = largest.gather(-1, top_k.clamp_max(most).unsqueeze(-1) - 1);
-    const at::Tensor off = (top_k >= logits.size(-1)).unsqueeze(-1);
-    return logits.masked_fill((logits < kth).logical_and(off.logical_not()), -kInfinity);
-}
+    // A copy of `logits` [R, V] after them.
+    at::Tensor apply(const at::Tensor& logits) const {
+        at::Tensor edited = logits.clone(at::MemoryFormat::Contiguous), flat = edited.view({-1});
+        if (!index.defined()) return edited;
+        at::Tensor l = flat.index_select(0, index) + bias;
+        l = at::where(l < 0, l * repetition, l / repetition);
+        l = l - frequency;
+        l = l - presence;
+        flat.scatter_(0, index, l.masked_fill(banned, -kInfinity));
+        return edited;
+    }
+
+    at::Tensor index;                                  // [E] row * V + token
+    at::Tensor bias, repetition, frequency, presence;  // [E]
+    at::Tensor banned;                                 // [E]
+};
 
 // floor(a * b / 2^bits) for 0 <= a < 2^61, 0 <= b <= 2^bits, bits <= 31, without leaving int64
 at::Tensor scaled(const at::Tensor& a, const at::Tensor& b, int bits) {
@@ -185,18 +189,27 @@ at::Tensor distance_from_typical(const Distribution& d) {
     return (surprise - entropy_of(d, surprise)).abs();
 }
 
+// As `crossing` for the order -logits, found among the largest logits [R, K] alone, which descend.
+at::Tensor crossing_in_list(const at::Tensor& largest, const at::Tensor& target) {
+    const at::Tensor masses = masses_of(exp_not_positive(largest - largest.narrow(-1, 0, 1)));
+    const at::Tensor mass_before = at::cumsum(masses, -1) - masses;
+    const at::Tensor last = at::sum(mass_before < target, -1, true) - 1;
+    return -largest.gather(-1, last.clamp_min(0));
+}
+
 // Keeps tokens from the first in order until their mass reaches p; ties in order of id. For top_p the order is by logit, for
-// typical_p by distance from the entropy.
-at::Tensor keep_nucleus(const at::Tensor& logits, const Options& options) {
+// typical_p by distance from the entropy. largest [R, K]: of the logits, where it holds each row's last token that is kept.
+at::Tensor keep_nucleus(const at::Tensor& logits, const at::Tensor& largest, const Options& options) {
     const Distribution d(logits);
     at::Tensor order = -logits;
     if (options.any_typical) order = at::where(options.typical.unsqueeze(-1), distance_from_typical(d), order);
-    const at::Tensor ids = std::get<1>(at::sort(order, /*stable=*/true, -1, /*descending=*/false));
-    const at::Tensor sorted = d.masses.gather(-1, ids);
-    const at::Tensor mass_before = at::cumsum(sorted, -1) - sorted;
     const at::Tensor target = scaled(d.total, options.nucleus.unsqueeze(-1), kNucleusBits).clamp_min(1);
-    const at::Tensor keep_sorted = mass_before < target;
-    const at::Tensor keep = at::zeros_like(keep_sorted).scatter(-1, ids, keep_sorted);
+    const at::Tensor edge =
+        options.top_k_holds_nucleus ? crossing_in_list(largest, target) : crossing(order, d.masses, target);
+    const at::Tensor before = order < edge, tied = order == edge;
+    const at::Tensor missing = target - at::sum(d.masses * before, -1, true);
+    const at::Tensor last_tied = first_beyond(d.masses * tied, missing - 1);
+    const at::Tensor keep = before.logical_or(tied.logical_and(ids_of(logits) <= last_tied));
     const at::Tensor off = (options.nucleus >= (int64_t{1} << kNucleusBits)).unsqueeze(-1);
     return logits.masked_fill(keep.logical_or(off).logical_not(), -kInfinity);
 }
@@ -223,13 +236,20 @@ at::Tensor threshold(const std::array<at::Tensor, 2>& random, const at::Tensor& 
 
 // Inverse of the cumulative distribution in order of token id, [R].
 at::Tensor draw(const Distribution& d, const std::array<at::Tensor, 2>& random) {
-    const at::Tensor below = at::cumsum(d.masses, -1) <= threshold(random, d.total);
-    return below.to(at::kLong).sum(-1).clamp_max(d.masses.size(-1) - 1);
+    return first_beyond(d.masses, threshold(random, d.total)).squeeze(-1);
 }
 
+// Steps 8 to 10 of the order of sampling.
 at::Tensor filter(at::Tensor logits, const Options& options) {
-    if (options.most_top_k > 0) logits = keep_top_k(logits, options.top_k, options.most_top_k);
-    if (options.any_nucleus) logits = keep_nucleus(logits, options);
+    at::Tensor largest;  // [R, most_top_k] descending, after top_k
+    if (options.most_top_k > 0) {
+        largest = std::get<0>(at::topk(logits, options.most_top_k, -1));
+        const at::Tensor kth = largest.gather(-1, options.top_k.clamp_max(options.most_top_k).unsqueeze(-1) - 1);
+        const at::Tensor lowest = kth.masked_fill((options.top_k >= logits.size(-1)).unsqueeze(-1), -kInfinity);
+        logits = logits.masked_fill(logits < lowest, -kInfinity);
+        largest = largest.masked_fill(largest < lowest, -kInfinity);
+    }
+    if (options.any_nucleus) logits = keep_nucleus(logits, largest, options);
     if (options.any_min_p) logits = keep_min_p(logits, options.min_p);
     return logits;
 }
@@ -249,36 +269,53 @@ struct Reports {
     bool any_raw = false, any_processed = false;
 };
 
-// Fills the reports of the rows that have one, of the distribution `d` of `logits` [R, V].
-void write_reports(const at::Tensor& logits, const Distribution& d, const std::vector<const Report*>& reports) {
-    int64_t most = 0;
-    bool want_entropy = false;
-    for (const Report* report : reports) {
-        if (!report) continue;
-        most = std::max(most, report->num_top);
-        want_entropy |= report->entropy != nullptr;
+// What reports tell, as tensors, of L listed tokens; undefined where no row wants it.
+struct Told {
+    Told() = default;
+
+    // Of the distribution `d` of `logits` [R, V].
+    Told(const at::Tensor& logits, const Distribution& d, const std::vector<const Report*>& reports) {
+        int64_t most = 0;
+        bool want_entropy = false;
+        for (const Report* report : reports) {
+            if (!report) continue;
+            most = std::max(most, report->num_top);
+            want_entropy |= report->entropy != nullptr;
+        }
+        if (want_entropy) entropies = entropy_of(d, -d.log_probabilities());
+        if (most == 0) return;
+        ids = most_likely(logits, std::min(most, logits.size(1)));
+        values = logits.gather(-1, ids);
+        logprobs = d.shifted.gather(-1, ids) - log_positive(d.scale);
     }
-    at::Tensor entropies, ids, values, logprobs;
-    if (want_entropy) entropies = entropy_of(d, -d.log_probabilities()).to(at::kCPU);
-    const int64_t listed = std::min(most, logits.size(1));
-    if (listed > 0) {
-        ids = std::get<1>(at::sort(-logits, /*stable=*/true, -1, /*descending=*/false)).narrow(-1, 0, listed);
-        values = logits.gather(-1, ids).to(at::kCPU);
-        logprobs = (d.shifted.gather(-1, ids) - log_positive(d.scale)).to(at::kCPU);
-        ids = ids.to(at::kCPU).contiguous();
-    }
-    for (size_t row = 0; row < reports.size(); ++row) {
-        const Report* report = reports[row];
-        if (!report) continue;
-        if (report->entropy) *report->entropy = entropies.const_data_ptr<float>()[row];
-        for (int64_t i = 0; i < report->num_top; ++i) {
-            const size_t place = row * static_cast<size_t>(listed) + static_cast<size_t>(i);
-            const bool is_left = i < listed && values.const_data_ptr<float>()[place] > -kInfinity;
-            report->ids[i] = is_left ? ids.const_data_ptr<int64_t>()[place] : -1;
-            report->logprobs[i] =
-                is_left ? logprobs.const_data_ptr<float>()[place] : std::numeric_limits<float>::quiet_NaN();
+
+    std::vector<at::Tensor*> all() { return {&entropies, &ids, &values, &logprobs}; }
+
+    // Fills the reports of the rows that have one. On the host.
+    void write(const std::vector<const Report*>& reports) const {
+        const int64_t listed = ids.defined() ? ids.size(1) : 0;
+        for (size_t row = 0; row < reports.size(); ++row) {
+            const Report* report = reports[row];
+            if (!report) continue;
+            if (report->entropy) *report->entropy = entropies.const_data_ptr<float>()[row];
+            for (int64_t i = 0; i < report->num_top; ++i) {
+                const size_t place = row * static_cast<size_t>(listed) + static_cast<size_t>(i);
+                const bool is_left = i < listed && values.const_data_ptr<float>()[place] > -kInfinity;
+                report->ids[i] = is_left ? ids.const_data_ptr<int64_t>()[place] : -1;
+                report->logprobs[i] =
+                    is_left ? logprobs.const_data_ptr<float>()[place] : std::numeric_limits<float>::quiet_NaN();
+            }
         }
     }
+
+    at::Tensor entropies;              // [R, 1]
+    at::Tensor ids, values, logprobs;  // [R, L]
+};
+
+std::vector<at::Tensor*> together(std::initializer_list<std::vector<at::Tensor*>> lists) {
+    std::vector<at::Tensor*> all;
+    for (const std::vector<at::Tensor*>& list : lists) all.insert(all.end(), list.begin(), list.end());
+    return all;
 }
 
 at::Tensor is_not_finite(const at::Tensor& logits) { return logits.isnan().logical_or(logits == kInfinity).any(-1); }
@@ -290,9 +327,9 @@ constexpr int64_t kMostLogits = int64_t{1} << 20;
 }  // namespace
 
 at::Tensor edited_copy(const at::Tensor& logits, const std::vector<SampleRow>& rows) {
-    at::Tensor edited = logits.clone(at::MemoryFormat::Contiguous);
-    apply_edits(edited, rows);
-    return edited;
+    Edits edits(rows, logits.size(1));
+    move_together(edits.all(), logits.device());
+    return edits.apply(logits);
 }
 
 void reference_log_probability(Context&, const LogProbabilityArgs& args) {
@@ -307,9 +344,11 @@ void reference_log_probability(Context&, const LogProbabilityArgs& args) {
 }
 
 void reference_sample(Context&, const SampleArgs& args) {
-    const Options options(args);
-    const bool has_edits = std::any_of(args.rows.begin(), args.rows.end(), [](const auto& r) { return r.num_edits; });
-    at::Tensor logits = has_edits ? edited_copy(args.logits, args.rows) : args.logits;
+    Options options(args.rows, args.logits.size(1));
+    Edits edits(args.rows, args.logits.size(1));
+    const at::Tensor on_host =  // kept until the results are read
+        move_together(together({options.all(), edits.all()}), args.logits.device(), /*non_blocking=*/true);
+    at::Tensor logits = edits.index.defined() ? edits.apply(args.logits) : args.logits;
     const at::Tensor nothing_allowed = at::amax(logits, -1) == -kInfinity;
     at::Tensor token = most_likely(logits);
     if (options.any_sampled) logits = logits / options.temperature.unsqueeze(-1);
@@ -317,20 +356,24 @@ void reference_sample(Context&, const SampleArgs& args) {
     if (options.any_sampled) logits = filter(logits, options);
     at::Tensor logprob, processed_logprob;
     const Reports reports(args.rows);
+    Told told_raw, told_processed;
     if (options.any_sampled || args.want_logprobs || reports.any_processed) {
         const Distribution processed(logits);
         if (options.any_sampled) token = at::where(options.greedy, token, draw(processed, options.random));
-        if (args.want_logprobs) processed_logprob = processed.log_probability(token).to(at::kCPU);
-        if (reports.any_processed) write_reports(logits, processed, reports.processed);
+        if (args.want_logprobs) processed_logprob = processed.log_probability(token);
+        if (reports.any_processed) told_processed = Told(logits, processed, reports.processed);
     }
     if (args.want_logprobs || reports.any_raw) {
         const Distribution raw(args.logits);
-        if (args.want_logprobs) logprob = raw.log_probability(token).to(at::kCPU);
-        if (reports.any_raw) write_reports(args.logits, raw, reports.raw);
+        if (args.want_logprobs) logprob = raw.log_probability(token);
+        if (reports.any_raw) told_raw = Told(args.logits, raw, reports.raw);
     }
     token = at::where(overflow, at::full_like(token, kOverflow), token);
     token = at::where(nothing_allowed, at::full_like(token, kNothingAllowed), token);
-    token = at::where(is_not_finite(args.logits), at::full_like(token, kNotFinite), token).to(at::kCPU);
+    token = at::where(is_not_finite(args.logits), at::full_like(token, kNotFinite), token);
+    move_together(together({{&token, &logprob, &processed_logprob}, told_raw.all(), told_processed.all()}), at::kCPU);
+    told_raw.write(reports.raw);
+    told_processed.write(reports.processed);
     for (size_t row = 0; row < args.rows.size(); ++row) {
         args.samples[row] = {token.const_data_ptr<int64_t>()[row], 0, 0, args.rows[row].raw, args.rows[row].processed};
         if (!args.want_logprobs) continue;

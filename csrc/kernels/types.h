@@ -14,6 +14,19 @@ struct BatchRow {
     int64_t context_length;  // positions it attends to, those of this step included
 };
 
+// Blocks of the cache that follow one another.
+struct BlockRun {
+    int64_t first;
+    int64_t count;
+};
+
+// How the keys and values of a layer, [blocks, kv_heads, block_size, d], lie in memory.
+enum class CacheLayout {
+    by_block,            // as the shape says
+    keys_by_coordinate,  // so, but the positions of a block of keys are neighbours
+    by_head,             // a head's blocks follow one another: a run of them is a tensor [positions, d]
+};
+
 // The largest numbers of one step.
 struct StepShape {
     int64_t num_tokens;

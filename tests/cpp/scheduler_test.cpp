@@ -416,6 +416,150 @@ void the_least_recently_used_is_evicted_first() {
     blocks.release(user);
 }
 
+// ---- which blocks a table gets -----------------------------------------------------------------------------------
+
+int64_t num_runs(const std::vector<int32_t>& table) {
+    int64_t runs = table.empty() ? 0 : 1;
+    for (size_t i = 1; i < table.size(); ++i) runs += table[i] != table[i - 1] + 1;
+    return runs;
+}
+
+// Tables of a number of blocks each, which grow by one in turns.
+void grow_in_turns(KVBlocks& blocks, std::vector<std::vector<int32_t>>& tables, int64_t num_blocks) {
+    for (int64_t size = 1; size <= num_blocks; ++size) {
+        for (std::vector<int32_t>& table : tables) {
+            check(blocks.extend(table, size * kBlockSize, num_blocks * kBlockSize), "there is room, but none is found");
+        }
+    }
+}
+
+void rows_that_grow_in_turns_lie_in_one_run_each() {
+    for (const int64_t num_rows : {1, 3, 8}) {
+        KVBlocks blocks(kBlockSize);
+        blocks.grow(num_rows * 5);  // what the rows want, and no more
+        std::vector<std::vector<int32_t>> tables(num_rows);
+        grow_in_turns(blocks, tables, 5);
+        for (const auto& table : tables) check(num_runs(table) == 1, "a row's blocks are scattered");
+        check(blocks.num_free() == 0, "the rows hold other blocks than they should");
+        // One ended before it was long: the next takes its place.
+        blocks.release(tables.front());
+        tables.front().clear();
+        check(blocks.extend(tables.front(), 5 * kBlockSize), "a row that ended holds blocks");
+        check(num_runs(tables.front()) == 1, "the next row's blocks are scattered");
+    }
+}
+
+void a_row_that_ends_early_leaves_its_promise() {
+    KVBlocks blocks(kBlockSize);
+    blocks.grow(8);
+    std::vector<int32_t> first, second;
+    blocks.extend(first, 1, 8 * kBlockSize);  // promised everything
+    blocks.release(first);
+    for (int64_t size = 1; size <= 8; ++size) blocks.extend(second, size * kBlockSize, 8 * kBlockSize);
+    check(num_runs(second) == 1 && second.front() == 0, "blocks are promised to a row that ended");
+}
+
+void copies_lie_in_the_prompts_run_and_one_of_their_own() {
+    for (const int64_t prompt : {40, 48}) {  // the last block partly filled, and full
+        KVBlocks blocks(kBlockSize);
+        const int64_t most = 7 * kBlockSize, num_copies = 4;
+        blocks.grow(7 + (num_copies - 1) * (7 - prompt / kBlockSize));
+        std::vector<std::vector<int32_t>> rows(num_copies);
+        std::vector<BlockCopy> copies;
+        blocks.extend(rows[0], prompt, most);
+        std::vector<int32_t> shared = blocks.share(rows[0], prompt);
+        for (int64_t i = 1; i < num_copies; ++i) {
+            check(blocks.fork(shared, prompt, rows[i], copies, most), "there is no room for a copy");
+        }
+        blocks.unshare(shared);  // the leader keeps its promise
+        for (int64_t length = prompt + 1; length <= most; ++length) {
+            for (auto& row : rows) check(blocks.extend(row, length, most), "there is no room for a copy to grow");
+        }
+        for (const auto& row : rows) check(num_runs(row) <= 2, "a copy's own blocks are scattered");
+        check(blocks.num_free() == 0, "copies hold other blocks than they should");
+    }
+}
+
+void what_a_draft_took_is_promised_again() {
+    KVBlocks blocks(kBlockSize);
+    blocks.grow(8);
+    std::vector<int32_t> row, other;
+    const int64_t most = 4 * kBlockSize;
+    blocks.extend(row, kBlockSize, most);
+    blocks.extend(row, 3 * kBlockSize, most);  // of drafts, which are refused
+    blocks.shrink(row, kBlockSize);
+    blocks.extend(other, most, most);
+    blocks.extend(row, most, most);
+    check(num_runs(row) == 1 && num_runs(other) == 1, "blocks were given away that a row is to grow into");
+}
+
+// Where more is promised than there is, rows share it, and everything is found to the last block.
+void promises_are_broken_where_room_is_short() {
+    KVBlocks blocks(kBlockSize);
+    blocks.grow(16);
+    std::vector<std::vector<int32_t>> tables(4);
+    for (auto& table : tables) check(blocks.extend(table, 1, int64_t{1} << 62), "a block is free, but none is found");
+    for (int64_t size = 2; size <= 4; ++size) {
+        for (auto& table : tables) check(blocks.extend(table, size * kBlockSize, int64_t{1} << 62), "as above");
+    }
+    for (const auto& table : tables) check(num_runs(table) == 1, "rows that want as much as they can get do not share");
+    std::vector<int32_t> late;
+    check(!blocks.extend(late, 1) && late.empty(), "a block was given twice");
+}
+
+// Every operation in any order, against a plain count of references.
+void blocks_are_counted_whatever_happens() {
+    constexpr int64_t kCapacity = 40;
+    for (uint64_t round = 0; round < 100; ++round) {
+        uint64_t random = mix(round);
+        const auto draw = [&](size_t end) { return static_cast<size_t>((random = mix(random)) % end); };
+        KVBlocks blocks(kBlockSize);
+        blocks.grow(kCapacity / 2);
+        blocks.grow(kCapacity);
+        std::vector<std::vector<int32_t>> rows(5), lists;
+        std::vector<BlockCopy> copies;
+        for (int step = 0; step < 200; ++step) {
+            std::vector<int32_t>&row = rows[draw(5)], &other = rows[draw(5)];
+            const int64_t length = static_cast<int64_t>(row.size()) * kBlockSize;
+            switch (draw(6)) {
+                case 0:
+                case 1:
+                    blocks.extend(row, length + 1 + draw(40), draw(2) ? draw(300) : 0);
+                    break;
+                case 2:
+                    blocks.shrink(row, draw(length + 1));
+                    break;
+                case 3:
+                    if (length > 0) lists.push_back(blocks.share(row, 1 + draw(length)));
+                    break;
+                case 4:
+                    if (!lists.empty()) {
+                        blocks.unshare(lists.back());
+                        lists.pop_back();
+                    }
+                    break;
+                case 5:
+                    if (&row == &other || length == 0) break;
+                    blocks.release(other);
+                    blocks.fork(row, 1 + draw(length), other, copies, draw(300));
+                    if (other.size() > 1 && other.back() != row.front()) blocks.exchange(other.back(), row.front());
+                    break;
+            }
+            std::map<int32_t, int32_t> counts;
+            for (const auto* tables : {&rows, &lists}) {
+                for (const auto& table : *tables) {
+                    for (const int32_t block : table) ++counts[block];
+                }
+            }
+            for (const auto& [block, count] : counts) check(blocks.num_references(block) == count, "miscounted");
+            check(blocks.num_used() == static_cast<int64_t>(counts.size()), "a block is free and in use, or neither");
+        }
+        for (auto& row : rows) blocks.release(row);
+        for (auto& list : lists) blocks.unshare(list);
+        check(blocks.num_used() == 0, "blocks are held by nobody");
+    }
+}
+
 // From another thread while a step computes, as a signal or a closed stream does it.
 void a_call_is_cancelled_by_another_thread() {
     for (uint64_t round = 0; round < 60; ++round) {
@@ -475,6 +619,12 @@ int main(int argc, char** argv) {
             {"many threads share kept prefixes", many_threads_share_kept_prefixes},
             {"the index finds the longest prefix", the_index_finds_the_longest_prefix},
             {"the least recently used is evicted first", the_least_recently_used_is_evicted_first},
+            {"rows that grow in turns lie in one run each", rows_that_grow_in_turns_lie_in_one_run_each},
+            {"a row that ends early leaves its promise", a_row_that_ends_early_leaves_its_promise},
+            {"copies lie in the prompt's run and one of their own", copies_lie_in_the_prompts_run_and_one_of_their_own},
+            {"what a draft took is promised again", what_a_draft_took_is_promised_again},
+            {"promises are broken where room is short", promises_are_broken_where_room_is_short},
+            {"blocks are counted whatever happens", blocks_are_counted_whatever_happens},
             {"a call is cancelled by another thread", a_call_is_cancelled_by_another_thread},
             {"what does not fit is refused", what_does_not_fit_is_refused},
         },

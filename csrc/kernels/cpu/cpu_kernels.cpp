@@ -148,6 +148,7 @@ Kernels make_kernels(const Isa& isa, const Entries& entries, const Kernels& refe
     kernels.checksum = {checksum, isa.name};
     kernels.exact_rows = true;
     kernels.float_activations = true;
+    kernels.cache_layout = CacheLayout::keys_by_coordinate;
     kernels.entries = &entries;
     return kernels;
 }
