@@ -1,5 +1,6 @@
 #include "kernels/kernels.h"
 
+#include <c10/core/CachingDeviceAllocator.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -54,7 +55,7 @@ const Kernels& kernels_for(at::Device device, at::ScalarType dtype) {
     const std::optional<std::string> forced = forced_kernels();
     if (forced == "reference") return reference_kernels();
 #ifdef DEMIURGIC_CUDA
-    if (device.is_cuda()) {
+    if (device.is_cuda() && cuda_kernels_run_on(device)) {
         static const Kernels table = cuda_kernels(reference_kernels());
         return table;
     }
@@ -69,11 +70,14 @@ const Kernels& kernels_for(at::Device device, at::ScalarType dtype) {
 std::vector<std::string> isa_names() { return cpu::running_isas(); }
 
 int64_t free_bytes(at::Device device) {
-#ifdef DEMIURGIC_CUDA
-    if (device.is_cuda()) return free_cuda_bytes(device);
-#endif
-    (void)device;
-    return free_host_bytes();
+    if (device.is_cpu() || device.is_mps()) return free_host_bytes();
+    // What the driver has free and what torch's allocator holds unused and could give back.
+    c10::DeviceAllocator& allocator = *c10::getDeviceAllocator(device.type());
+    const auto stats = allocator.getDeviceStats(device.index());
+    constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    const int64_t unused = stats.reserved_bytes[all].current - stats.active_bytes[all].current;
+    const auto free = static_cast<int64_t>(allocator.getMemoryInfo(device.index()).first);
+    return free + std::max<int64_t>(0, unused - stats.inactive_split_bytes[all].current);
 }
 
 std::map<std::string, std::string> Kernels::implementations() const {
