@@ -2,8 +2,8 @@
 
     python build_support/cuda_toolkit.py 13.0     # the CUDA that torch is built with
 
-Without a fitting nvcc the package is built all the same: GPUs then run the plain ATen path. TORCH_CUDA_ARCH_LIST is read
-as torch's own extensions read it. Standard library only: it runs in an empty environment.
+Without a fitting nvcc the package is built all the same: GPUs then run the plain ATen path. TORCH_CUDA_ARCH_LIST is
+read as torch's own extensions read it. Standard library only: it runs in an empty environment.
 """
 
 from __future__ import annotations

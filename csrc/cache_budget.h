@@ -12,7 +12,8 @@ namespace demiurgic {
 // pieces, at least 512 MiB are left while that is less than half.
 inline int64_t cache_budget(int64_t free, bool on_gpu) {
     constexpr int64_t least_left = int64_t{512} << 20;
-    const int64_t share = std::max<int64_t>(0, free) / 10 * 9;
+    free = std::max<int64_t>(0, free);
+    const int64_t share = free / 10 * 9;
     return on_gpu ? std::max(std::min(share, free - least_left), free / 2) : share;
 }
 
