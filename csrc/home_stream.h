@@ -24,12 +24,7 @@ public:
         explicit Visit(const HomeStream& home) : home_(home.home_), caller_(current(home.home_.device())) {
             put_in_order(caller_, home_);
         }
-        ~Visit() {
-            try {
-                put_in_order(home_, caller_);
-            } catch (const std::exception&) {  // the device is lost, as whatever is done next will say
-            }
-        }
+        ~Visit() { put_in_order(home_, caller_); }
         Visit(const Visit&) = delete;
         Visit& operator=(const Visit&) = delete;
 
@@ -42,11 +37,14 @@ private:
         return c10::impl::VirtualGuardImpl(device.type()).getStream(device);
     }
 
-    static void put_in_order(const c10::Stream& first, const c10::Stream& second) {
+    // Throws nothing, for calls are cancelled by destructors too: where it fails the device is lost, as whatever is done
+    // next will say.
+    static void put_in_order(const c10::Stream& first, const c10::Stream& second) noexcept try {
         if (first == second) return;
         c10::Event event(first.device_type());
         event.record(first);
         event.block(second);
+    } catch (const std::exception&) {
     }
 
     const c10::Stream home_;

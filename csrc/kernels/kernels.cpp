@@ -49,6 +49,17 @@ int64_t free_host_bytes() {
 #endif
 }
 
+// What torch's allocator has taken from the driver, does not use and could give back. An allocator of the user's, put in
+// place of torch's, may not tell.
+int64_t unused_bytes(c10::DeviceAllocator& allocator, at::Device device) try {
+    constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    const auto stats = allocator.getDeviceStats(device.index());
+    const int64_t bound = stats.active_bytes[all].current + stats.inactive_split_bytes[all].current;
+    return std::max<int64_t>(0, stats.reserved_bytes[all].current - bound);
+} catch (const c10::Error&) {
+    return 0;
+}
+
 }  // namespace
 
 const Kernels& kernels_for(at::Device device, at::ScalarType dtype) {
@@ -71,13 +82,8 @@ std::vector<std::string> isa_names() { return cpu::running_isas(); }
 
 int64_t free_bytes(at::Device device) {
     if (device.is_cpu() || device.is_mps()) return free_host_bytes();
-    // What the driver has free and what torch's allocator holds unused and could give back.
     c10::DeviceAllocator& allocator = *c10::getDeviceAllocator(device.type());
-    const auto stats = allocator.getDeviceStats(device.index());
-    constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
-    const int64_t unused = stats.reserved_bytes[all].current - stats.active_bytes[all].current;
-    const auto free = static_cast<int64_t>(allocator.getMemoryInfo(device.index()).first);
-    return free + std::max<int64_t>(0, unused - stats.inactive_split_bytes[all].current);
+    return static_cast<int64_t>(allocator.getMemoryInfo(device.index()).first) + unused_bytes(allocator, device);
 }
 
 std::map<std::string, std::string> Kernels::implementations() const {
