@@ -431,6 +431,7 @@ void Engine::grow_blocks(int64_t capacity, int64_t least) {
             next = fewer_blocks(*next, cache_.num_blocks(), least);
         }
     }
+    if (cache_.num_blocks() == 0) cache_.clear();  // of the tensors that could be had
     const double block_bytes = static_cast<double>(cache_.block_bytes());
     throw NoRoom("The longest row needs " + megabytes(static_cast<double>(least) * block_bytes) +
                  " of key/value cache, and " + weights_.device().str() + " did not give it, though " +

@@ -110,7 +110,7 @@ def test_rows_wait_where_the_device_gives_less_than_it_seems_to_have() -> None:
     model = wide_model()
     prompts = [[row % 97] * 900 for row in range(8)]  # 8 times 29 MiB
     expected = completions(model, prompts)
-    with little_memory(160 * MIB):
+    with little_memory(200 * MIB):  # two thirds of a cache in four tensors, and what a step takes
         assert completions(model, prompts) == expected
 
 
@@ -118,17 +118,16 @@ def test_out_of_memory_is_an_exception_with_the_numbers_and_the_model_goes_on() 
     model = wide_model()
     expected = completions(model)
     with little_memory(100 * MIB):
-        with pytest.raises(
-            RuntimeError, match=r"longest row needs 1\d\d MB of key/value cache, and cuda:0 did not give"
-        ):
+        with pytest.raises(RuntimeError, match=r"longest row needs 1[\d.]+ MB of key/value cache, and cuda:0 did"):
             generate(model, [[1] * 4000], max_new_tokens=10, seed=0)
+        assert torch.cuda.memory_allocated() - level < MIB
         assert completions(model) == expected
     assert completions(model, [[1] * 4000])  # with memory, it fits
 
 
 def test_out_of_memory_in_a_step_leaves_the_model_usable() -> None:
     model = wide_model()
-    expected, greedy = completions(model), torch.cuda.memory_allocated()
+    expected, level = completions(model), torch.cuda.memory_allocated()
 
     def greedy_hook(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         torch.empty(2**40, dtype=torch.uint8, device=scores.device)
@@ -136,7 +135,7 @@ def test_out_of_memory_in_a_step_leaves_the_model_usable() -> None:
 
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate") as caught:
         generate(model, PROMPTS, seed=0, logits_processor=greedy_hook)
-    assert torch.cuda.memory_allocated() - greedy < MIB  # though the exception is alive, and its traceback the call
+    assert torch.cuda.memory_allocated() - level < MIB  # though the exception is alive, and its traceback the call
     assert completions(model) == expected
     del caught
 

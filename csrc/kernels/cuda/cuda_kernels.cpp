@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 
+#include "kernels/cuda/device_code.h"
 #include "kernels/cuda/launchers.h"
 
 namespace demiurgic {

@@ -1,4 +1,6 @@
-#include "kernels/cuda/launchers.h"
+#include "kernels/cuda/device_code.h"
+
+#include <cuda_runtime_api.h>
 
 namespace demiurgic {
 

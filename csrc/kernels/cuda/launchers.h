@@ -7,9 +7,6 @@
 // Device code behind raw pointers: it knows no torch. Each launcher returns what the launch reported.
 namespace demiurgic {
 
-// Whether this build has machine code, or PTX to compile it from, for the device that is current.
-bool has_code_for_current_device();
-
 // out[n] = table[tokens[n]], for n < num_tokens. Elements are moved as bits, so any type of that size will do.
 cudaError_t launch_embed(const int64_t* tokens,  // [num_tokens], all in the vocabulary
                          const void* table,      // [vocabulary, hidden], rows `table_stride` elements apart
