@@ -118,6 +118,7 @@ def test_out_of_memory_is_an_exception_with_the_numbers_and_the_model_goes_on() 
     model = wide_model()
     expected = completions(model)
     with little_memory(100 * MIB):
+        level = torch.cuda.memory_allocated()
         with pytest.raises(RuntimeError, match=r"longest row needs 1[\d.]+ MB of key/value cache, and cuda:0 did"):
             generate(model, [[1] * 4000], max_new_tokens=10, seed=0)
         assert torch.cuda.memory_allocated() - level < MIB
@@ -129,12 +130,12 @@ def test_out_of_memory_in_a_step_leaves_the_model_usable() -> None:
     model = wide_model()
     expected, level = completions(model), torch.cuda.memory_allocated()
 
-    def greedy_hook(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def grasping(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         torch.empty(2**40, dtype=torch.uint8, device=scores.device)
         return scores
 
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate") as caught:
-        generate(model, PROMPTS, seed=0, logits_processor=greedy_hook)
+        generate(model, PROMPTS, seed=0, logits_processor=grasping)
     assert torch.cuda.memory_allocated() - level < MIB  # though the exception is alive, and its traceback the call
     assert completions(model) == expected
     del caught
