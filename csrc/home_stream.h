@@ -45,6 +45,7 @@ private:
         event.record(first);
         event.block(second);
     } catch (const std::exception&) {
+        return;
     }
 
     const c10::Stream home_;
