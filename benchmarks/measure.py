@@ -152,9 +152,14 @@ def commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def finish(report: dict[str, Any], save: Path | None) -> None:
-    """Writes the report to `save`, if given, and prints it as the last line."""
+def write(report: dict[str, Any], save: Path | None) -> None:
+    """Writes the report to `save`, if given."""
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
         save.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def finish(report: dict[str, Any], save: Path | None) -> None:
+    """Writes the report to `save`, if given, and prints it as the last line."""
+    write(report, save)
     print(json.dumps(report))

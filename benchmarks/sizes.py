@@ -91,11 +91,11 @@ SIZES = {
 }
 
 
-def random_weights(size: Size, dtype: torch.dtype) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def random_weights(size: Size, dtype: torch.dtype, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    generator = torch.Generator(device).manual_seed(0)
     weights = {}
     for name, shape in size.shapes():
-        values = torch.randn(shape, generator=generator)
+        values = torch.randn(shape, generator=generator, device=device)
         if len(shape) == 1:
             values = 1 + 0.1 * values
         elif name.endswith(("o_proj.weight", "down_proj.weight")):  # so that the sum of all layers stays near 1

@@ -22,13 +22,13 @@ class TorchLoop:
         self.weights, self.layers, self.eps = weights, config["num_hidden_layers"], config["rms_norm_eps"]
         self.heads, self.kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
         self.head_dim = config["hidden_size"] // self.heads
-        self.dtype = weights["lm_head.weight"].dtype
+        self.dtype, self.device = weights["lm_head.weight"].dtype, weights["lm_head.weight"].device
         shape = (self.layers, 2, batch, self.kv_heads, context, self.head_dim)
-        self.cache = torch.zeros(shape, dtype=self.dtype)
+        self.cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
         exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
         angles = torch.outer(torch.arange(context, dtype=torch.float32), config["rope_theta"] ** -exponents)
         angles = torch.cat([angles, angles], dim=-1)  # [context, head_dim]
-        self.cos, self.sin = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+        self.cos, self.sin = (table.to(self.device, self.dtype) for table in (angles.cos(), angles.sin()))
 
     @classmethod
     def from_folder(cls, folder: Path, batch: int, context: int) -> TorchLoop:
@@ -52,23 +52,30 @@ class TorchLoop:
         end = position + length
         cos, sin = self.cos[position:end], self.sin[position:end]
         hidden = F.embedding(ids, self.weights["model.embed_tokens.weight"])  # [B, T, H]
+        grouped = self.heads != self.kv_heads
         for i in range(self.layers):
-            prefix = f"model.layers.{i}."
-            x = self._norm(hidden, f"{prefix}input_layernorm")
-            q = rotate(self._heads(x, f"{prefix}self_attn.q_proj", self.heads), cos, sin)  # [B, heads, T, D]
-            self.cache[i, 0, :batch, :, position:end] = rotate(
-                self._heads(x, f"{prefix}self_attn.k_proj", self.kv_heads), cos, sin
-            )
-            self.cache[i, 1, :batch, :, position:end] = self._heads(x, f"{prefix}self_attn.v_proj", self.kv_heads)
+            q, k, v = self._qkv(hidden, i, cos, sin)
+            self.cache[i, 0, :batch, :, position:end], self.cache[i, 1, :batch, :, position:end] = k, v
             k, v = self.cache[i, 0, :batch, :, :end], self.cache[i, 1, :batch, :, :end]
-            grouped = self.heads != self.kv_heads
             x = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=grouped)
-            x = x.transpose(1, 2).reshape(batch, length, -1)
-            hidden = hidden + self._linear(x, f"{prefix}self_attn.o_proj")
-            x = self._norm(hidden, f"{prefix}post_attention_layernorm")
-            x = F.silu(self._linear(x, f"{prefix}mlp.gate_proj")) * self._linear(x, f"{prefix}mlp.up_proj")
-            hidden = hidden + self._linear(x, f"{prefix}mlp.down_proj")
+            hidden = self._after_attention(hidden, x, i)
         return self._linear(self._norm(hidden[:, -1], "model.norm"), "lm_head")
+
+    def _qkv(self, hidden: Tensor, layer: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, H] to queries [B, heads, T, D], keys and values [B, kv_heads, T, D], rotated."""
+        prefix = f"model.layers.{layer}."
+        x = self._norm(hidden, f"{prefix}input_layernorm")
+        q = rotate(self._heads(x, f"{prefix}self_attn.q_proj", self.heads), cos, sin)
+        k = rotate(self._heads(x, f"{prefix}self_attn.k_proj", self.kv_heads), cos, sin)
+        return q, k, self._heads(x, f"{prefix}self_attn.v_proj", self.kv_heads)
+
+    def _after_attention(self, hidden: Tensor, attended: Tensor, layer: int) -> Tensor:
+        """The rest of a layer; attended is [B, heads, T, D]."""
+        prefix = f"model.layers.{layer}."
+        hidden = hidden + self._linear(attended.transpose(1, 2).flatten(2), f"{prefix}self_attn.o_proj")
+        x = self._norm(hidden, f"{prefix}post_attention_layernorm")
+        x = F.silu(self._linear(x, f"{prefix}mlp.gate_proj")) * self._linear(x, f"{prefix}mlp.up_proj")
+        return hidden + self._linear(x, f"{prefix}mlp.down_proj")
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], self.weights[f"{name}.weight"], self.eps)

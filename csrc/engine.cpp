@@ -1,5 +1,8 @@
 #include "engine.h"
 
+#include <c10/util/Exception.h>
+
+#include "cache_budget.h"
 #include "neutral_mode.h"
 #include "scorer.h"
 #include "stopping.h"
@@ -59,6 +62,7 @@ Engine::Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_
       kernels_(kernels_of(weights_)),
       cache_bytes_(cache_bytes),
       max_step_tokens_(max_step_tokens),
+      home_(weights_.device()),
       cache_(weights_, kBlockSize, kernels_.cache_layout),
       decoder_(weights_, kernels_),
       sampler_(kernels_, weights_.device()),
@@ -260,6 +264,7 @@ std::vector<Score> Engine::score(const std::vector<std::vector<int64_t>>& rows, 
 }
 
 void Engine::admit(const std::shared_ptr<Call>& call, const Poll& poll, const std::optional<Weights>& draft_model) {
+    const HomeStream::Visit visit(home_);
     std::unique_lock lock(mutex_);
     wait_for_step(lock, poll);
     if (draft_model) call->draft_model = draft_model_of(*draft_model);
@@ -307,10 +312,13 @@ void Engine::wait_for_step(std::unique_lock<std::mutex>& lock, const Poll& poll)
     --num_adding_;
 }
 
+// Bytes of a cache that takes `held` now, where cache_bytes says nothing.
+int64_t Engine::budget(int64_t held) const {
+    return held + cache_budget(free_bytes(weights_.device()), !weights_.device().is_cpu());
+}
+
 int64_t Engine::most_blocks() const {
-    const int64_t held = cache_.num_blocks() * cache_.block_bytes();
-    // A tenth of what is free stays free for activations and for the rest of the process.
-    const int64_t bytes = cache_bytes_ ? *cache_bytes_ : held + free_bytes(weights_.device()) / 10 * 9;
+    const int64_t bytes = cache_bytes_ ? *cache_bytes_ : budget(cache_.num_blocks() * cache_.block_bytes());
     return bytes / cache_.block_bytes();
 }
 
@@ -386,6 +394,21 @@ double Engine::blocks_wanted_now() const {
     return wanted;
 }
 
+// With fewer, the longest row that is unfinished could never run.
+int64_t Engine::least_blocks(const Call* added) const {
+    int64_t least = 0;
+    const auto see = [&](const Call& call) {
+        for (const auto& sequence : call.sequences) {
+            if (sequence->finished()) continue;
+            const int64_t longest = std::max(sequence->max_tokens, sequence->prompt_length);
+            least = std::max(least, blocks_.blocks_for(longest - 1));
+        }
+    };
+    for (const auto& call : calls_) see(*call);
+    if (added) see(*added);
+    return least;
+}
+
 void Engine::grow_cache(const Call& added) {
     grow_cache_to(blocks_wanted_now() + blocks_wanted(added, blocks_), &added);
 }
@@ -393,10 +416,27 @@ void Engine::grow_cache(const Call& added) {
 void Engine::grow_cache_to(double wanted, const Call* added) {
     const double most = static_cast<double>(std::min<int64_t>(most_blocks(), INT32_MAX));
     const int64_t capacity = static_cast<int64_t>(std::min(with_kept_blocks(wanted, most), most));
-    const NeutralMode mode(weights_.device());
-    cache_.grow(capacity);
+    const NeutralMode mode(home_.stream());
+    grow_blocks(capacity, std::min(least_blocks(added), capacity));
     blocks_.grow(cache_.num_blocks());
     share_cache_left(added);
+}
+
+// Free memory may lie in pieces, or be another's by now. Rows wait for one another where there are fewer blocks.
+void Engine::grow_blocks(int64_t capacity, int64_t least) {
+    for (std::optional<int64_t> next = capacity; next;) {
+        try {
+            return cache_.grow(*next);
+        } catch (const c10::OutOfMemoryError&) {
+            next = fewer_blocks(*next, cache_.num_blocks(), least);
+        }
+    }
+    if (cache_.num_blocks() == 0) cache_.clear();  // of the tensors that could be had
+    const double block_bytes = static_cast<double>(cache_.block_bytes());
+    throw NoRoom("The longest row needs " + megabytes(static_cast<double>(least) * block_bytes) +
+                 " of key/value cache, and " + weights_.device().str() + " did not give it, though " +
+                 megabytes(static_cast<double>(free_bytes(weights_.device()))) +
+                 " are free in pieces; free memory or lower max_new_tokens.");
 }
 
 std::shared_ptr<DraftModel> Engine::draft_model_of(const Weights& weights) const {
@@ -426,7 +466,7 @@ void Engine::share_cache_left(const Call* added) {
         double wanted = added && added->draft_model.get() == model ? blocks_wanted(*added, blocks_) : 0;
         for (const auto& call : calls_) wanted += call->draft_model.get() == model ? blocks_wanted(*call, blocks_) : 0;
         const int64_t held = model->num_blocks() * model->block_bytes();
-        if (!cache_bytes_) left = held + free_bytes(weights_.device()) / 10 * 9;
+        if (!cache_bytes_) left = budget(held);
         const double most = static_cast<double>(std::min<int64_t>(left / model->block_bytes(), INT32_MAX));
         model->resize(static_cast<int64_t>(std::min(std::max(wanted, static_cast<double>(model->num_blocks())), most)));
         left -= model->num_blocks() * model->block_bytes();
@@ -434,6 +474,7 @@ void Engine::share_cache_left(const Call* added) {
 }
 
 bool Engine::advance(Call& call, const Poll& poll) {
+    const HomeStream::Visit visit(home_);
     std::unique_lock lock(mutex_);
     check_not_in_hook();
     const int64_t steps_before = call.num_steps;
@@ -454,7 +495,7 @@ void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
     std::vector<Work> work = scheduler_.plan();
     drafter_.plan(work, scheduler_);
     lock.unlock();
-    const NeutralMode mode(weights_.device());
+    const NeutralMode mode(home_.stream());
     cache_.copy(scheduler_.pending_copies());  // before anything that may throw: a copy must not be made later
     scheduler_.pending_copies().clear();
     drafter_.draw(work, poll);
@@ -627,11 +668,22 @@ std::vector<Engine::Ended> Engine::remove_ended_calls() {
 }
 
 void Engine::cancel(Call& call) {
+    const HomeStream::Visit visit(home_);
     std::vector<Ended> ended;  // goes after the lock
     const std::lock_guard lock(mutex_);
     call.cancelled = true;
-    if (!stepping_) ended = remove_ended_calls();  // else the stepping thread does it at the end of its step
+    if (!stepping_) {  // else the stepping thread does it at the end of its step
+        ended = remove_ended_calls();
+        // An exception's traceback, which a notebook keeps, may hold the call, and so the engine, long after its end.
+        if (calls_.empty() && !kept_) give_cache_back();
+    }
     step_done_.notify_all();
+}
+
+void Engine::give_cache_back() {
+    scheduler_.pending_copies().clear();
+    blocks_.clear();
+    cache_.clear();
 }
 
 void Engine::read(const std::function<void()>& reader) const {

@@ -9,6 +9,7 @@
 
 #include "decoder.h"
 #include "drafter.h"
+#include "home_stream.h"
 #include "hooks.h"
 #include "kv_cache.h"
 #include "rounds.h"
@@ -88,7 +89,8 @@ public:
     // What a hook of the call threw, on whatever thread, leaves here too; the call has ended then.
     bool advance(Call& call, const Poll& poll);
 
-    // Ends the unfinished sequences of the call and frees their blocks.
+    // Ends the unfinished sequences of the call and frees their blocks; with the last call the cache goes, unless prefixes
+    // are kept in it.
     void cancel(Call& call);
 
     // Runs `reader` while no thread changes any call.
@@ -159,11 +161,15 @@ private:
     [[nodiscard]] std::vector<Ended> remove_ended_calls();
     void grow_cache(const Call& added);
     void share_cache_left(const Call* added);
+    int64_t budget(int64_t held) const;
     void check_drafts(const Request& request) const;
     std::string why_rows_are_not_exact() const;
     void grow_cache_to(double blocks_wanted_by_calls, const Call* added = nullptr);
     double with_kept_blocks(double wanted, double most) const;
+    void give_cache_back();
+    void grow_blocks(int64_t capacity, int64_t least);
     double blocks_wanted_now() const;
+    int64_t least_blocks(const Call* added) const;
     void check_fingerprint(uint64_t fingerprint) const;
     void check_content(const std::vector<int64_t>& tokens, const KVCache::Content& content) const;
     void check_room(int64_t prompt_length, const GenerationConfig& config, int64_t most_blocks) const;
@@ -176,6 +182,7 @@ private:
     const Kernels& kernels_;
     const std::optional<int64_t> cache_bytes_;
     const int64_t max_step_tokens_;
+    const HomeStream home_;
 
     // Guards all below. While stepping_, the stepping thread computes without it: nobody else then touches cache_ or the
     // content of a sequence.

@@ -10,7 +10,8 @@
 namespace demiurgic {
 
 uint64_t Engine::fingerprint() const {
-    const NeutralMode mode(weights_.device());
+    const HomeStream::Visit visit(home_);
+    const NeutralMode mode(home_.stream());
     return fingerprint_of(weights_, kernels_);
 }
 
@@ -46,9 +47,7 @@ void Engine::clear_prefixes(const Poll& poll) {
     while (scheduler_.drop_left()) {
     }
     if (!calls_.empty()) return;
-    scheduler_.pending_copies().clear();
-    blocks_.clear();
-    cache_.clear();
+    give_cache_back();
 }
 
 // Blocks for what the calls under way want, and for what is kept. Without cache_bytes, the cache grows for the sake of kept
@@ -70,6 +69,7 @@ void Engine::check_fingerprint(uint64_t fingerprint) const {
 }
 
 KVCache::Content Engine::read_prefix(const std::vector<int64_t>& tokens, uint64_t fingerprint, const Poll& poll) {
+    const HomeStream::Visit visit(home_);
     std::unique_lock lock(mutex_);
     wait_for_step(lock, poll);
     check_fingerprint(fingerprint);
@@ -80,7 +80,7 @@ KVCache::Content Engine::read_prefix(const std::vector<int64_t>& tokens, uint64_
                      ": other calls have driven the rest out. Save while no other call is under way, or raise the "
                      "session's cache_bytes.");
     }
-    const NeutralMode mode(weights_.device());
+    const NeutralMode mode(home_.stream());
     return cache_.read(prefix.blocks, prefix.num_tokens);
 }
 
@@ -109,6 +109,7 @@ void Engine::check_content(const std::vector<int64_t>& tokens, const KVCache::Co
 void Engine::write_prefix(const std::vector<int64_t>& tokens, const KVCache::Content& content, uint64_t fingerprint,
                           const Poll& poll) {
     check_content(tokens, content);
+    const HomeStream::Visit visit(home_);
     const int64_t num_tokens = static_cast<int64_t>(tokens.size()), num_blocks = blocks_.blocks_for(num_tokens);
     std::unique_lock lock(mutex_);
     wait_for_step(lock, poll);
@@ -122,7 +123,7 @@ void Engine::write_prefix(const std::vector<int64_t>& tokens, const KVCache::Con
                      "; load a shorter one" + (cache_bytes_ ? ", raise cache_bytes" : "") +
                      " or wait until other calls of the session have ended.");
     }
-    const NeutralMode mode(weights_.device());
+    const NeutralMode mode(home_.stream());
     try {
         cache_.write(table, content);
         kept_->keep(tokens, num_tokens, table);

@@ -23,13 +23,17 @@ PROVIDER = Path(__file__).parents[1] / "build_support" / "torch_requirement.py"
 PACKAGE = Path(demiurgic.__file__).parent
 
 
-@pytest.fixture
-def provider():
-    spec = spec_from_file_location("torch_requirement", PROVIDER)
-    module = sys.modules["torch_requirement"] = module_from_spec(spec)
+def loaded(file: Path):
+    spec = spec_from_file_location(file.stem, file)
+    module = sys.modules[file.stem] = module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
-    del sys.modules["torch_requirement"]
+    del sys.modules[file.stem]
+
+
+@pytest.fixture
+def provider():
+    yield from loaded(PROVIDER)
 
 
 # --- finding the torch of the target --------------------------------------------------------------
@@ -166,6 +170,129 @@ def test_supported_versions(provider, capsys):
         else:
             provider.check_supported(found)
         assert ("newer than 2.15" in capsys.readouterr().err) == warned
+
+
+# --- the CUDA toolkit -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toolkit(monkeypatch, tmp_path):
+    """The module, on a machine that has no nvcc but those that a test makes."""
+    for name in ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "CUDAHOSTCXX", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    module = next(modules := loaded(PROVIDER.with_name("cuda_toolkit.py")))
+    is_file, which = Path.is_file, module.shutil.which
+    monkeypatch.setattr(Path, "is_file", lambda path: path.is_relative_to(tmp_path) and is_file(path))
+    monkeypatch.setattr(
+        module.shutil, "which", lambda name: next((p for p in [which(name)] if str(tmp_path) in str(p)), None)
+    )
+    yield module
+    next(modules, None)
+
+
+def nvcc_in(folder: Path, release: str, complaint: str = "") -> Path:
+    """A program that tells its version as nvcc does, and compiles or complains; what it is called with is in .calls."""
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True, exist_ok=True)
+    fails = f"echo '{complaint}' >&2; exit 1" if complaint else "exit 0"
+    nvcc.write_text(
+        f'#!/bin/sh\necho "$@" >>{nvcc}.calls\n'
+        f"[ \"$1\" = --version ] && echo 'Cuda compilation tools, release {release}, V{release}.1' && exit 0\n{fails}\n"
+    )
+    nvcc.chmod(0o755)
+    return nvcc
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled", "in_cmake"),
+    [
+        (None, "8.0;9.0+PTX", "80-real;90-real;90-virtual"),
+        ("", "8.0;9.0+PTX", "80-real;90-real;90-virtual"),
+        ("9.0", "9.0", "90-real"),
+        ("9.0+PTX", "9.0+PTX", "90-real;90-virtual"),
+        ("8.0 9.0a", "8.0;9.0a", "80-real;90a-real"),
+        ("8.6;8.6, 12.0+PTX", "8.6;12.0+PTX", "86-real;120-real;120-virtual"),
+        ("Ampere;Hopper", "8.0;8.6+PTX;9.0+PTX", "80-real;86-real;86-virtual;90-real;90-virtual"),
+        ("Ampere+Tegra", "8.7", "87-real"),
+        ("7.0;7.5+PTX;8.0", "8.0", "80-real"),  # what the kernels cannot do is left out
+    ],
+)
+def test_architectures_are_read_as_torch_does(toolkit, monkeypatch, tmp_path, text, spelled, in_cmake):
+    nvcc = nvcc_in(tmp_path, "13.0")
+    if text is not None:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", text)
+    assert toolkit.find_toolkit("13.0") == toolkit.Toolkit(str(nvcc), spelled, in_cmake)
+    trial = Path(f"{nvcc}.calls").read_text().splitlines()[-1]
+    assert trial.count("-gencode=") == len(in_cmake.split(";"))
+
+
+@pytest.mark.parametrize("name", ["Turing", "Ampere", "Ada", "Hopper"])
+def test_named_architectures_are_torchs(toolkit, name):
+    source = (Path(torch.__file__).parent / "utils" / "cpp_extension.py").read_text(encoding="utf-8")
+    assert f"('{name}', '{toolkit.NAMED[name]}')" in source
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("9", "'9' of it is no architecture. It takes compute capabilities such as '8.0;9.0\\+PTX', the names Kepler"),
+        ("8.0;sm_90", "'sm_90' of it is no architecture"),
+        (" ", "unset it for '8.0;9.0\\+PTX'"),
+        ("native", "nvidia-smi names no GPU of this machine"),
+    ],
+)
+def test_refused_architectures(toolkit, monkeypatch, tmp_path, text, message):
+    nvcc_in(tmp_path, "13.0")
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho no devices were found\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", text)
+    with pytest.raises(SystemExit, match=message):
+        toolkit.find_toolkit("13.0")
+
+
+def test_native_architectures_are_those_of_the_machine(toolkit, monkeypatch, tmp_path):
+    nvcc_in(tmp_path, "13.0")
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf '9.0\\n8.6\\n9.0\\n'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "native")
+    assert toolkit.find_toolkit("13.0").architectures == "8.6;9.0+PTX"
+
+
+def test_without_a_fitting_nvcc_a_note_says_why(toolkit, monkeypatch, tmp_path):
+    def note():
+        found = toolkit.find_toolkit("13.0")
+        assert (found.nvcc == found.architectures == found.cmake_architectures == "") == bool(found.note)
+        return found.note
+
+    assert note() == "no nvcc of CUDA 13 found (looked in CUDACXX, CUDA_HOME, PATH, /usr/local/cuda)"
+    old = nvcc_in(tmp_path, "12.8")
+    assert note() == f"nvcc at {old} is of CUDA 12.8, torch is built with CUDA 13.0"
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "elsewhere"))
+    assert "is of CUDA 12.8" in note()  # a CUDA_HOME without nvcc
+    fitting = nvcc_in(tmp_path / "elsewhere", "13.1")
+    assert note() == "" and toolkit.find_toolkit("13.0").nvcc == str(fitting)  # passes over the one that does not fit
+    monkeypatch.setenv("CUDACXX", str(old))
+    assert note() == f"nvcc at {old} is of CUDA 12.8, torch is built with CUDA 13.0"  # what is named is meant
+    monkeypatch.setenv("CUDACXX", "/nowhere/nvcc")
+    assert note() == "nvcc at /nowhere/nvcc is not one that runs, torch is built with CUDA 13.0"
+    monkeypatch.delenv("CUDACXX")
+    complaint = "host_config.h:157:2: error: #error -- unsupported GNU version!"
+    nvcc_in(tmp_path / "elsewhere", "13.1", complaint)
+    assert note() == f"nvcc at {fitting} compiles nothing here: {complaint}"
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Turing")
+    assert note() == "TORCH_CUDA_ARCH_LIST has only 7.5+PTX, and the kernels need 8.0 or later"
+
+
+def test_an_architecture_that_nvcc_does_not_know_is_refused_where_it_was_asked_for(toolkit, monkeypatch, tmp_path):
+    nvcc_in(tmp_path, "13.0", 'nvcc fatal   : Unsupported gpu architecture "compute_123"')
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "12.3")
+    with pytest.raises(SystemExit, match=r"TORCH_CUDA_ARCH_LIST is '12.3', but nvcc at .*compute_123"):
+        toolkit.find_toolkit("13.0")
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+    assert "compute_123" in toolkit.find_toolkit("13.0").note
 
 
 # --- the check at import --------------------------------------------------------------------------

@@ -742,14 +742,18 @@ def test_memory_is_back_after_a_call():
     assert resident_bytes() - before < 0.2 * cache_bytes
 
 
-@pytest.mark.cuda
-def test_memory_of_the_gpu_is_back_after_a_call():
-    model = tiny_model().cuda()
-    generate(model, PROMPTS, **OPTIONS)
-    before = torch.cuda.memory_allocated()
-    for _ in range(3):
-        generate(model, PROMPTS, **(OPTIONS | {"max_new_tokens": 50}))
-        assert torch.cuda.memory_allocated() == before
+def test_an_exception_that_is_kept_holds_no_cache():
+    model = tiny_model()
+
+    def failing(ids, scores):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:  # as a notebook keeps the last one
+        generate(model, PROMPTS, logits_processor=failing, **OPTIONS)
+    (held,) = engines_of(model)  # by the frame of generate, in the traceback
+    assert held.counters()["cache_bytes"] == 0
+    assert completions(model) == completions(tiny_model())
+    del caught
 
 
 def test_no_engine_is_left():

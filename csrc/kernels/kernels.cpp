@@ -1,5 +1,6 @@
 #include "kernels/kernels.h"
 
+#include <c10/core/CachingDeviceAllocator.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -58,13 +59,24 @@ int64_t free_host_bytes() {
 #endif
 }
 
+// What torch's allocator has taken from the driver, does not use and could give back. An allocator of the user's, put in
+// place of torch's, may not tell.
+int64_t unused_bytes(c10::DeviceAllocator& allocator, at::Device device) try {
+    constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    const auto stats = allocator.getDeviceStats(device.index());
+    const int64_t bound = stats.active_bytes[all].current + stats.inactive_split_bytes[all].current;
+    return std::max<int64_t>(0, stats.reserved_bytes[all].current - bound);
+} catch (const c10::Error&) {
+    return 0;
+}
+
 }  // namespace
 
 const Kernels& kernels_for(at::Device device, at::ScalarType dtype) {
     const std::optional<std::string> forced = forced_kernels();
     if (forced == "reference") return reference_alone();
 #ifdef DEMIURGIC_CUDA
-    if (device.is_cuda()) {
+    if (device.is_cuda() && cuda_kernels_run_on(device)) {
         static const Kernels table = cuda_kernels(reference_kernels());
         return table;
     }
@@ -79,11 +91,9 @@ const Kernels& kernels_for(at::Device device, at::ScalarType dtype) {
 std::vector<std::string> isa_names() { return cpu::running_isas(); }
 
 int64_t free_bytes(at::Device device) {
-#ifdef DEMIURGIC_CUDA
-    if (device.is_cuda()) return free_cuda_bytes(device);
-#endif
-    (void)device;
-    return free_host_bytes();
+    if (device.is_cpu() || device.is_mps()) return free_host_bytes();
+    c10::DeviceAllocator& allocator = *c10::getDeviceAllocator(device.type());
+    return static_cast<int64_t>(allocator.getMemoryInfo(device.index()).first) + unused_bytes(allocator, device);
 }
 
 std::map<std::string, std::string> Kernels::implementations() const {

@@ -73,12 +73,16 @@ def _build() -> dict[str, Any] | None:
         "torch": build.TORCH_VERSION,
         "cuda": build.TORCH_CUDA,
         "torch found": build.TORCH_FOUND,
-        "cuda kernels": build.CUDA_ARCHITECTURES or build.CUDA_NOTE or "none: a CPU torch",
+        "cuda kernels": build.CUDA_ARCHITECTURES or f"none, {_why_no_cuda_kernels(build.CUDA_NOTE)}",
         "cxx11 abi": build.CXX11_ABI,
         "compiler": build.COMPILER,
         "build type": build.BUILD_TYPE,
         "commit": build.COMMIT,
     }
+
+
+def _why_no_cuda_kernels(note: str | None) -> str:
+    return f"GPUs use the plain ATen path: {note}" if note else "for torch has no CUDA"
 
 
 def _devices() -> dict[str, Any]:
@@ -118,11 +122,11 @@ def show(facts: dict[str, Any]) -> None:
     for section in ("versions", "build", "devices"):
         print(section)
         for key, value in (facts[section] or {"demiurgic": "not built"}).items():
-            print(f"  {key:<14}{_line(value)}")
+            print(f"  {key:<16}{_line(value)}")
     for device, kernels in facts["kernels"].items():
         print(f"kernels on {device}")
         for entry, implementation in kernels.items():
-            print(f"  {entry:<14}{implementation}")
+            print(f"  {entry:<16}{implementation}")
     if facts["problem"]:
         print(f"problem\n  {facts['problem']}")
 

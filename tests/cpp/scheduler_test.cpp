@@ -9,6 +9,7 @@
 #include <mutex>
 #include <thread>
 
+#include "cache_budget.h"
 #include "check.h"
 #include "stopping.h"
 
@@ -607,6 +608,37 @@ void what_does_not_fit_is_refused() {
           "the message is: " + message);
 }
 
+void a_share_of_memory_is_left() {
+    constexpr int64_t gib = int64_t{1} << 30, mib = int64_t{1} << 20;
+    const auto left = [](int64_t free) { return free - cache_budget(free, /*on_gpu=*/true); };
+    for (const int64_t free : {int64_t{1}, 80 * gib, 5 * gib, 4 * gib, gib + 1, gib, 100 * mib, int64_t{0}}) {
+        check(cache_budget(free, /*on_gpu=*/false) == free / 10 * 9, "of host memory nine tenths");
+        check(left(free) >= free / 10 && left(free) <= free, "between a tenth and all is left");
+        check(left(free) >= std::min(512 * mib, free / 2), "512 MiB or half are left");
+    }
+    check(cache_budget(80 * gib, true) == 80 * gib / 10 * 9, "of a large device nine tenths");
+    check(cache_budget(4 * gib, true) == 4 * gib - 512 * mib, "of a small one all but 512 MiB");
+    check(cache_budget(100 * mib, true) == 50 * mib, "of a full one half");
+    check(cache_budget(-5, true) == 0 && cache_budget(-5, false) == 0, "of nothing nothing");
+}
+
+// However much is wanted, tries end, at `least` where nothing more can be had, and never below what is there.
+void fewer_blocks_are_tried() {
+    for (const int64_t held : {0, 1, 7, 100}) {
+        for (const int64_t least : {0, 1, 50, 3000}) {
+            std::optional<int64_t> next = 1000000;
+            int64_t last = *next + 1, num_tries = 0;
+            for (; next; next = fewer_blocks(*next, held, least), ++num_tries) {
+                check(*next < last && *next >= std::max(held, least), "fewer, but enough");
+                last = *next;
+            }
+            check(last == std::max(held, least), "the last try is for the least");
+            check(num_tries < 30, "few tries");
+        }
+    }
+    check(!fewer_blocks(5, 5, 3) && !fewer_blocks(5, 0, 5), "what is there is no try");
+}
+
 }  // namespace
 
 }  // namespace demiurgic::test
@@ -627,6 +659,8 @@ int main(int argc, char** argv) {
             {"blocks are counted whatever happens", blocks_are_counted_whatever_happens},
             {"a call is cancelled by another thread", a_call_is_cancelled_by_another_thread},
             {"what does not fit is refused", what_does_not_fit_is_refused},
+            {"a share of memory is left", a_share_of_memory_is_left},
+            {"fewer blocks are tried", fewer_blocks_are_tried},
         },
         argc > 1 ? argv[1] : nullptr);
 }

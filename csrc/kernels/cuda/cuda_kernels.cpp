@@ -1,10 +1,13 @@
 #include "kernels/cuda/cuda_kernels.h"
 
-#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include <map>
+#include <mutex>
+
+#include "kernels/cuda/device_code.h"
 #include "kernels/cuda/launchers.h"
 
 namespace demiurgic {
@@ -33,14 +36,17 @@ Kernels cuda_kernels(const Kernels& base) {
     return table;
 }
 
-int64_t free_cuda_bytes(at::Device device) {
-    const c10::cuda::CUDAGuard guard(device);
-    size_t free = 0;
-    size_t total = 0;
-    C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
-    const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(guard.current_device().index());
-    constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
-    return static_cast<int64_t>(free) + stats.reserved_bytes[all].current - stats.allocated_bytes[all].current;
+bool cuda_kernels_run_on(at::Device device) {
+    if (!device.has_index()) return true;
+    static std::mutex mutex;
+    static std::map<c10::DeviceIndex, bool> known;
+    const std::lock_guard lock(mutex);
+    const auto [entry, is_new] = known.try_emplace(device.index());
+    if (is_new) {
+        const c10::cuda::CUDAGuard guard(device);
+        entry->second = has_code_for_current_device();
+    }
+    return entry->second;
 }
 
 }  // namespace demiurgic

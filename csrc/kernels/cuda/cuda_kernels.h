@@ -8,7 +8,7 @@ namespace demiurgic {
 // dtype) go to the reference.
 Kernels cuda_kernels(const Kernels& base);
 
-// What the driver has free plus what torch's allocator holds unused.
-int64_t free_cuda_bytes(at::Device device);
+// Whether this build's kernels have code for `device`; true of a device without an index, which stands for any.
+bool cuda_kernels_run_on(at::Device device);
 
 }  // namespace demiurgic

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+
+// How much memory key/value caches may take, in plain numbers.
+namespace demiurgic {
+
+// Most bytes of caches where `free` can still be had: nine tenths. The rest is for the tensors of a step and for whoever
+// else works on the device, a trainer above all. On a GPU, whose libraries take workspaces and whose free memory lies in
+// pieces, at least 512 MiB are left while that is less than half.
+inline int64_t cache_budget(int64_t free, bool on_gpu) {
+    constexpr int64_t least_left = int64_t{512} << 20;
+    free = std::max<int64_t>(0, free);
+    const int64_t share = free / 10 * 9;
+    return on_gpu ? std::max(std::min(share, free - least_left), free / 2) : share;
+}
+
+// How many blocks to try for after `tried` could not be had; nullopt: there is no use in trying. `held` of them are there
+// already, with fewer than `least` nothing could run.
+inline std::optional<int64_t> fewer_blocks(int64_t tried, int64_t held, int64_t least) {
+    if (tried <= std::max(held, least)) return std::nullopt;
+    return std::max(least, held + (tried - held) / 2);
+}
+
+}  // namespace demiurgic
