@@ -249,10 +249,13 @@ struct OutputsMap {
 constexpr int64_t kOneColumn = kColumnTokens;       // rows
 constexpr int64_t kTwoColumns = 2 * kColumnTokens;  // up to here each block norms its rows for itself
 constexpr int64_t kFewRows = 64;
-constexpr int64_t kMostBlocks = 264;  // of few_rows, two for each SM of an H100; each walks several units and norms once
+constexpr int64_t kMostBlocks =
+    264;  // of few_rows, two for each SM of an H100; each walks several units and norms once
 static_assert(kTwoColumns <= kMostNormed);
 
-inline unsigned blocks_of(int64_t num, int64_t of_block) { return static_cast<unsigned>((num + of_block - 1) / of_block); }
+inline unsigned blocks_of(int64_t num, int64_t of_block) {
+    return static_cast<unsigned>((num + of_block - 1) / of_block);
+}
 
 template <class T, int COLUMNS, class Map, class Operand>
 cudaError_t launch_few(const Map& map, const Operand& x, const Rows& rows, const Launch& at) {
@@ -311,7 +314,8 @@ template <class T, bool ADDS, class Operand>
 cudaError_t outputs(const Live<Matrix>& weights, int64_t columns, float* out, const Operand& x, const Rows& rows,
                     const Launch& at) {
     const int num = static_cast<int>(columns);
-    return product<T>(OutputsMap<T, 1, ADDS>{weights, num, out}, OutputsMap<T, 2, ADDS>{weights, num, out}, x, rows, at);
+    return product<T>(OutputsMap<T, 1, ADDS>{weights, num, out}, OutputsMap<T, 2, ADDS>{weights, num, out}, x, rows,
+                      at);
 }
 
 // A member of an entry's weights.
@@ -353,7 +357,8 @@ cudaError_t attention_in(const AttentionIn& a, const Launch& at) {
                              static_cast<T*>(a.k_cache),
                              static_cast<T*>(a.v_cache),
                              a.q_out};
-    const NormedRows<T> x = {a.x, nullptr, static_cast<int>(a.hidden), part(a.weights, &AttentionInWeights::norm), a.norm};
+    const NormedRows<T> x = {a.x, nullptr, static_cast<int>(a.hidden), part(a.weights, &AttentionInWeights::norm),
+                             a.norm};
     return product<T>(map, map, x, a.tokens, at);
 }
 

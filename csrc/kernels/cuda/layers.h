@@ -51,8 +51,9 @@ struct Live {
 
 // How many rows of activations there are.
 struct Rows {
-    int64_t most;                   // fixed in a capture
-    const int64_t* live = nullptr;  // [1] in device memory, at most `most`; null: `most`. What is beyond stays as it was.
+    int64_t most;  // fixed in a capture
+    const int64_t* live =
+        nullptr;  // [1] in device memory, at most `most`; null: `most`. What is beyond stays as it was.
 };
 
 // A norm's number format and epsilon.

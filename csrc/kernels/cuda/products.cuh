@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(32 * kMostChunks)
 
     int num_tokens = 0;  // of this block
     bool has_begun = false;
-    typename Operand::Row x_rows[COLUMNS];
+    typename Operand::Row x_rows[COLUMNS] = {};
     for (int unit = static_cast<int>(blockIdx.x); unit < num_units; unit += static_cast<int>(gridDim.x)) {
         Tile<T> tiles[kTiles];
         const T* w_rows[kTiles][2];
@@ -309,14 +309,15 @@ __global__ void __launch_bounds__(32 * kMostChunks)
         for (int c = 0; c < COLUMNS; ++c) {
             chunk_sums.put(warp, sums, c);
             __syncthreads();
-            for (int i = static_cast<int>(threadIdx.x); i < kTileRows * kColumnTokens; i += static_cast<int>(blockDim.x)) {
+            for (int i = static_cast<int>(threadIdx.x); i < kTileRows * kColumnTokens;
+                 i += static_cast<int>(blockDim.x)) {
                 const int token = c * kColumnTokens + i / kTileRows, output = i % kTileRows;
                 if (token >= num_tokens) break;
                 float y[kTiles];
 #pragma unroll
                 for (int tile = 0; tile < kTiles; ++tile) {
-                    y[tile] = tiles[tile].with_bias(
-                        chunk_sums.total(chunking.num_chunks, tile, i / kTileRows, output), output);
+                    y[tile] = tiles[tile].with_bias(chunk_sums.total(chunking.num_chunks, tile, i / kTileRows, output),
+                                                    output);
                 }
                 map.store(unit, output, first_token + token, y);
             }
