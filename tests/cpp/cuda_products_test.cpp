@@ -2,7 +2,7 @@
 // it, and nothing written but what is theirs.
 
 #include <cstring>
-#include <functional>
+#include <span>
 
 #include "check.h"
 #include "kernels/cuda/layers.h"
@@ -24,15 +24,16 @@ struct Shape {
     int64_t padding;  // elements between rows of weights; what is not a multiple of 8 leaves rows unaligned
 };
 
-// Grouped and odd heads, head dimensions whose half is no multiple of a tile; columns that end inside a piece, a step and a
+// Grouped heads, head dimensions whose half is no multiple of a tile; columns that end inside a piece, a step and a
 // chunk, and more than 16 chunks of the least size have; outputs that end inside a tile.
 constexpr Shape kShapes[] = {
-    {"grouped", 200, 6, 2, 64, 37, 50, true, true, true, Activation::silu, 8},
-    {"unaligned", 77, 3, 1, 10, 150, 33, false, false, false, Activation::gelu, 3},
-    {"d 128", 64, 2, 2, 128, 48, 32, true, false, false, Activation::relu, 0},
-    {"d 80", 96, 5, 5, 80, 90, 17, false, true, true, Activation::silu, 0},
+    {"grouped", 200, 3, 1, 64, 37, 50, true, true, true, Activation::silu, 8},
+    {"unaligned", 77, 6, 2, 10, 150, 33, false, false, false, Activation::gelu, 3},
+    {"d 128", 64, 1, 1, 128, 48, 32, true, false, false, Activation::relu, 0},
+    {"d 80", 96, 2, 2, 80, 90, 17, false, true, true, Activation::silu, 0},
     {"long", 2100, 1, 1, 6, 20, 21, true, false, true, Activation::gelu, 4},
 };
+constexpr const Shape& kUnaligned = kShapes[1];
 constexpr int64_t kMostRows = 130;  // more than one block of the kernel for many rows takes
 
 struct Weight {
@@ -77,8 +78,9 @@ struct Scratch {
 
 // How a step is given to an entry.
 struct Way {
-    int64_t spare = 0;        // rows that the launch has beyond those that are live
-    bool from_table = false;  // weights through a table
+    bool from_table = false;   // weights
+    bool by_position = false;  // rotary angles
+    bool rest = false;         // every other row is at rest
 };
 
 class Layer {
@@ -108,32 +110,36 @@ public:
             slots.push_back(i * 7 % 160);  // no two alike; a new block now and then
             ids.push_back(random.below(s.vocab));
             rows_of_x.push_back(i * 37 % kMostRows);
+            positions.push_back(kMostRows - 1 - i);
         }
     }
 
     // Each runs its entry for rows [first, first + count) alone.
     Rows run_embed(int64_t first, int64_t count, Way way) const {
-        std::vector<float> embedded((count + way.spare) * shape.hidden, -7.0f);
+        std::vector<float> embedded(count * shape.hidden, -7.0f);
         cuda::Live<cuda::EmbedWeights> weights = {{head.values.data(), head.stride}};
         const cuda::EmbedWeights table = weights.value;
         if (way.from_table) weights = {{}, &table};
-        run(layers().embed, cuda::Embed{rows(count, way), &ids[first], weights, shape.hidden, embedded.data()});
-        check_untouched(embedded, count * shape.hidden, -7.0f);
+        run(count, layers().embed, cuda::Embed{count, &ids[first], weights, shape.hidden, embedded.data()});
         return split(embedded, count, shape.hidden);
     }
 
     Rows run_attention_in(int64_t first, int64_t count, Way way) const {
         const Shape& s = shape;
         Values keys = empty_cache(), values = empty_cache();
-        std::vector<float> q_out((count + way.spare) * s.heads * s.d, -7.0f);
+        std::vector<float> q_out(count * s.heads * s.d, -7.0f);
         cuda::Live<cuda::AttentionInWeights> weights = {{norm.data(), q.matrix(), k.matrix(), v.matrix()}};
         const cuda::AttentionInWeights table = weights.value;
         if (way.from_table) weights = {{}, &table};
-        run(layers().attention_in,
-            cuda::AttentionIn{rows(count, way), &x[first * s.hidden], s.hidden, weights, norm_of(),
-                              &cos[first * s.d / 2], &sin[first * s.d / 2], &slots[first], s.heads, s.kv_heads, s.d,
+        std::vector<int64_t> to(slots.begin() + first, slots.begin() + first + count);
+        for (int64_t i = 1; way.rest && i < count; i += 2) to[i] = -1;
+        const auto angles = [&](const std::vector<float>& of_tokens) {
+            return way.by_position ? reversed(of_tokens) : &of_tokens[first * s.d / 2];
+        };
+        run(count, layers().attention_in,
+            cuda::AttentionIn{count, &x[first * s.hidden], s.hidden, weights, norm_of(), angles(cos), angles(sin),
+                              way.by_position ? &positions[first] : nullptr, to.data(), s.heads, s.kv_heads, s.d,
                               kBlockSize, keys.data(), values.data(), q_out.data()});
-        check_untouched(q_out, count * s.heads * s.d, -7.0f);
         Rows all = split(q_out, count, s.heads * s.d);
         for (Values* cache : {&keys, &values}) {
             for (int64_t i = 0; i < count; ++i) {
@@ -148,33 +154,34 @@ public:
     }
 
     Rows run_attention_out(int64_t first, int64_t count, Way way) const {
-        std::vector<float> sums = some_x(first, count, way);
+        std::vector<float> sums = some_x(first, count);
         cuda::Live<cuda::AttentionOutWeights> weights = {{out.matrix()}};
         const cuda::AttentionOutWeights table = weights.value;
         if (way.from_table) weights = {{}, &table};
-        run(layers().attention_out, cuda::AttentionOut{rows(count, way), &attended[first * out.columns], out.columns,
-                                                       weights, shape.hidden, sums.data()});
+        run(count, layers().attention_out,
+            cuda::AttentionOut{count, &attended[first * out.columns], out.columns, weights, shape.hidden, sums.data()});
         return split(sums, count, shape.hidden);
     }
 
     Rows run_mlp(int64_t first, int64_t count, Way way) const {
-        std::vector<float> sums = some_x(first, count, way);
+        std::vector<float> sums = some_x(first, count);
         cuda::Live<cuda::MlpWeights> weights = {{norm.data(), gate.matrix(), up.matrix(), down.matrix()}};
         const cuda::MlpWeights table = weights.value;
         if (way.from_table) weights = {{}, &table};
-        run(layers().mlp, cuda::Mlp{rows(count, way), weights, norm_of(), shape.gated, shape.activation, shape.hidden,
-                                    shape.inner, sums.data()});
+        run(count, layers().mlp,
+            cuda::Mlp{count, weights, norm_of(), shape.gated, shape.activation, shape.hidden, shape.inner,
+                      sums.data()});
         return split(sums, count, shape.hidden);
     }
 
     Rows run_head(int64_t first, int64_t count, Way way) const {
-        std::vector<float> logits((count + way.spare) * shape.vocab, -7.0f);
+        std::vector<float> logits(count * shape.vocab, -7.0f);
         cuda::Live<cuda::HeadWeights> weights = {{norm.data(), head.matrix()}};
         const cuda::HeadWeights table = weights.value;
         if (way.from_table) weights = {{}, &table};
-        run(layers().head, cuda::Head{rows(count, way), x.data(), &rows_of_x[first], shape.hidden, shape.vocab, weights,
-                                      norm_of(), logits.data()});
-        check_untouched(logits, count * shape.vocab, -7.0f);
+        run(count, layers().head,
+            cuda::Head{count, x.data(), &rows_of_x[first], shape.hidden, shape.vocab, weights, norm_of(),
+                       logits.data()});
         return split(logits, count, shape.vocab);
     }
 
@@ -216,6 +223,15 @@ public:
         oracle().check_head({x.data(), rows_of_x.data(), count_of(results), cpu_norm(), head.oracle(), logits.data()});
     }
 
+    // Of a row of attention_in.
+    bool cached_nothing(const std::vector<char>& row) const {
+        const int64_t q_bytes = shape.heads * shape.d * 4;
+        for (int64_t j = 0; j < 2 * shape.kv_heads * shape.d; ++j) {
+            if (!std::isnan(read(type, row.data() + q_bytes, j))) return false;
+        }
+        return true;
+    }
+
     const Shape& shape;
     const Type type;
 
@@ -230,31 +246,26 @@ private:
     cpu::Norm cpu_norm() const { return {norm.data(), shape.float_norms || type == Type::float32, 1e-5f}; }
 
     template <class Args>
-    void run(cudaError_t (*entry)(const Args&, const cuda::Launch&), const Args& args) const {
+    void run(int64_t count, cudaError_t (*entry)(const Args&, const cuda::Launch&), const Args& args) const {
         const int64_t widest = std::max({shape.hidden, shape.inner, shape.heads * shape.d});
-        const Scratch scratch(cuda::scratch_bytes(most_, widest, type == Type::float32 ? 4 : 2));
+        const Scratch scratch(cuda::scratch_bytes(count, widest, type == Type::float32 ? 4 : 2));
         check(entry(args, {nullptr, scratch.memory, false}) == cudaSuccess, "the launch");
     }
 
-    cuda::Rows rows(int64_t count, Way way) const {
-        live_ = count;
-        most_ = count + way.spare;
-        return {most_, way.spare > 0 ? &live_ : nullptr};
+    std::vector<float> some_x(int64_t first, int64_t count) const {
+        return {x.begin() + first * shape.hidden, x.begin() + (first + count) * shape.hidden};
     }
 
-    // Rows of x, and of others that must stay.
-    std::vector<float> some_x(int64_t first, int64_t count, Way way) const {
-        std::vector<float> part(x.begin() + first * shape.hidden, x.begin() + (first + count) * shape.hidden);
-        part.resize((count + way.spare) * shape.hidden, -7.0f);
-        return part;
-    }
-
-    static void check_untouched(const std::vector<float>& values, int64_t from, float value) {
-        for (size_t i = from; i < values.size(); ++i) check(values[i] == value, "rows that are not live stay");
+    // Rows of angles from the last to the first.
+    const float* reversed(const std::vector<float>& of_tokens) const {
+        std::vector<float>& all = &of_tokens == &cos ? reversed_cos : reversed_sin;
+        all.clear();
+        for (const int64_t i : positions)
+            all.insert(all.end(), &of_tokens[i * shape.d / 2], &of_tokens[(i + 1) * shape.d / 2]);
+        return all.data();
     }
 
     static Rows split(const std::vector<float>& values, int64_t count, int64_t columns) {
-        check_untouched(values, count * columns, -7.0f);
         Rows rows;
         for (int64_t i = 0; i < count; ++i) rows.push_back(bytes_of(&values[i * columns], columns * sizeof(float)));
         return rows;
@@ -290,8 +301,8 @@ private:
     Values norm;
     Weight q, k, v, out, gate, up, down, head;
     std::vector<float> x, attended, cos, sin;
-    std::vector<int64_t> slots, ids, rows_of_x;
-    mutable int64_t live_ = 0, most_ = 0;
+    mutable std::vector<float> reversed_cos, reversed_sin;
+    std::vector<int64_t> slots, ids, rows_of_x, positions;
 };
 
 using Run = Rows (Layer::*)(int64_t first, int64_t count, Way way) const;
@@ -314,10 +325,13 @@ void check_same(const Rows& got, const Rows& expected, int64_t first, const std:
     }
 }
 
+// Of one shape, or of all in bfloat16 and float32 and one in float16, whose code is that of bfloat16.
 template <class F>
-void for_each_case(const F& test) {
+void for_each_case(const F& test, const Shape* only = nullptr) {
     for (const Shape& shape : kShapes) {
+        if (only && only != &shape) continue;
         for (const Type type : kTypes) {
+            if (!only && type == Type::float16 && &shape != &kShapes[0]) continue;
             const Layer layer(shape, type);
             for (const Entry& entry : kEntries) {
                 test(layer, entry, std::string(name_of(type)) + ", " + shape.name + ", " + entry.name);
@@ -327,51 +341,64 @@ void for_each_case(const F& test) {
 }
 
 // One, two and four columns of tokens; one block of them and several; the kernel for many rows, one block and two.
-constexpr int64_t kCounts[] = {1, 2, 7, 8, 9, 16, 17, 33, 65};
+constexpr int64_t kCounts[] = {1, 2, 7, 8, 9, 16, 17, 33, 65}, kFewCounts[] = {1, 9, 17, 65};
 
 void near_the_oracle_and_the_same_bits_for_any_number_of_rows() {
     for_each_case([](const Layer& layer, const Entry& entry, const std::string& what) {
         const Rows all = (layer.*entry.run)(0, kMostRows, {});
         (layer.*entry.check)(Rows(all.begin(), all.begin() + 6));
-        for (const int64_t count : kCounts) {
+        const bool is_first = &layer.shape == &kShapes[0];
+        for (const int64_t count : is_first ? std::span<const int64_t>(kCounts) : kFewCounts) {
             const int64_t first = (count * 29) % (kMostRows - count);
             check_same((layer.*entry.run)(first, count, {}), all, first, what + ", " + std::to_string(count) + " rows");
         }
     });
 }
 
-void a_launch_for_more_rows_than_are_live() {
-    for_each_case([](const Layer& layer, const Entry& entry, const std::string& what) {
-        const Rows expected = (layer.*entry.run)(0, 17, {});
-        for (const auto& [count, spare] : {std::pair<int64_t, int64_t>{1, 7}, {3, 13}, {17, 40}, {17, 130}, {0, 4}}) {
-            check_same((layer.*entry.run)(0, count, {spare}), expected, 0,
-                       what + ", " + std::to_string(count) + " live");
+void a_row_at_rest_writes_nothing_to_the_cache() {
+    for (const Type type : kTypes) {
+        const Layer layer(kUnaligned, type);
+        const Rows expected = layer.run_attention_in(0, 20, {}), rows = layer.run_attention_in(0, 20, {.rest = true});
+        for (size_t i = 0; i < rows.size(); ++i) {
+            check(i % 2 == 0 ? rows[i] == expected[i] : layer.cached_nothing(rows[i]), "row " + std::to_string(i));
         }
-    });
+    }
 }
 
 void weights_through_a_table() {
-    for_each_case([](const Layer& layer, const Entry& entry, const std::string& what) {
-        check_same((layer.*entry.run)(0, 3, {0, true}), (layer.*entry.run)(0, 3, {}), 0, what);
-    });
+    for_each_case(
+        [](const Layer& layer, const Entry& entry, const std::string& what) {
+            check_same((layer.*entry.run)(0, 3, {.from_table = true}), (layer.*entry.run)(0, 3, {}), 0, what);
+        },
+        &kUnaligned);
+}
+
+void rotary_angles_by_position() {
+    const Layer layer(kUnaligned, Type::bfloat16);
+    for (const int64_t count : {3, 70}) {
+        check_same(layer.run_attention_in(5, count, {.by_position = true}), layer.run_attention_in(5, count, {}), 0,
+                   "");
+    }
 }
 
 void the_order_of_threads_does_not_show() {
-    for_each_case([](const Layer& layer, const Entry& entry, const std::string& what) {
-        for (const int64_t count : {3, 20, 70}) {
-            simt::order = simt::Order::forward;
-            const Rows forward = (layer.*entry.run)(0, count, {});
-            simt::order = simt::Order::backward;
-            check_same((layer.*entry.run)(0, count, {}), forward, 0, what);
-            simt::order = simt::Order::forward;
-        }
-    });
+    for_each_case(
+        [](const Layer& layer, const Entry& entry, const std::string& what) {
+            for (const int64_t count : {3, 20, 70}) {
+                simt::order = simt::Order::forward;
+                const Rows forward = (layer.*entry.run)(0, count, {});
+                simt::order = simt::Order::backward;
+                check_same((layer.*entry.run)(0, count, {}), forward, 0, what);
+                simt::order = simt::Order::forward;
+            }
+        },
+        &kUnaligned);
 }
 
 void no_rows() {
-    for_each_case([](const Layer& layer, const Entry& entry, const std::string& what) {
-        check((layer.*entry.run)(0, 0, {}).empty(), what);
-    });
+    for_each_case([](const Layer& layer, const Entry& entry,
+                     const std::string& what) { check((layer.*entry.run)(0, 0, {}).empty(), what); },
+                  &kUnaligned);
 }
 
 }  // namespace
@@ -384,8 +411,9 @@ int main(int, char** arguments) {
         {
             {"near the oracle, and the same bits for any number of rows",
              near_the_oracle_and_the_same_bits_for_any_number_of_rows},
-            {"a launch for more rows than are live", a_launch_for_more_rows_than_are_live},
+            {"a row at rest writes nothing to the cache", a_row_at_rest_writes_nothing_to_the_cache},
             {"weights through a table", weights_through_a_table},
+            {"rotary angles by position", rotary_angles_by_position},
             {"the order of threads does not show", the_order_of_threads_does_not_show},
             {"no rows", no_rows},
         },

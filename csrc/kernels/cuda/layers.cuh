@@ -111,11 +111,10 @@ struct NormedRows {
 
 // out [rows, pitch]: rows as products take them. One block a row.
 template <class T, class Operand>
-__global__ void prepare_rows(const Operand operand, const Rows rows, T* out, const int64_t pitch) {
+__global__ void prepare_rows(const Operand operand, T* out, const int64_t pitch) {
     wait_for_previous();
     let_next_start();
     const int row = static_cast<int>(blockIdx.x);
-    if (row >= num_rows(rows)) return;
     operand.begin(row, 1);
     const typename Operand::Row x = operand.row(row, 0);
     for (int k = static_cast<int>(threadIdx.x) * kVector<T>; k < operand.columns;
@@ -131,9 +130,10 @@ template <class T>
 struct HeadsMap {
     static constexpr int kTiles = 2;
     Live<AttentionInWeights> weights;
-    const float* cos;      // [N, d / 2]
-    const float* sin;      // [N, d / 2]
-    const int64_t* slots;  // [N]
+    const float* cos;  // [N, d / 2], or by position
+    const float* sin;
+    const int64_t* positions;  // [N], or null
+    const int64_t* slots;      // [N]
     int heads, kv_heads, head_dim, block_size;
     T* k_cache;    // [blocks, kv_heads, block_size, d]
     T* v_cache;    // [blocks, kv_heads, block_size, d]
@@ -165,7 +165,8 @@ struct HeadsMap {
         const int half = head_dim / 2, i = first + row;
         if (i >= half) return;
         if (role == kV) return append(v_cache, token, head, i, y[0], y[1]);
-        const float c = cos[static_cast<int64_t>(token) * half + i], s = sin[static_cast<int64_t>(token) * half + i];
+        const int64_t angle = (positions ? positions[token] : token) * half + i;
+        const float c = cos[angle], s = sin[angle];
         const float a = __fsub_rn(__fmul_rn(y[0], c), __fmul_rn(y[1], s));
         const float b = __fadd_rn(__fmul_rn(y[1], c), __fmul_rn(y[0], s));
         if (role == kK) return append(k_cache, token, head, i, a, b);
@@ -174,6 +175,7 @@ struct HeadsMap {
         q[half] = b;
     }
     __device__ __forceinline__ void append(T* cache, int token, int head, int i, float a, float b) const {
+        if (slots[token] < 0) return;
         const int64_t block = slots[token] / block_size, offset = slots[token] % block_size;
         T* at = cache + ((block * kv_heads + head) * block_size + offset) * head_dim + i;
         at[0] = from_float<T>(a);
@@ -258,21 +260,21 @@ inline unsigned blocks_of(int64_t num, int64_t of_block) {
 }
 
 template <class T, int COLUMNS, class Map, class Operand>
-cudaError_t launch_few(const Map& map, const Operand& x, const Rows& rows, const Launch& at) {
+cudaError_t launch_few(const Map& map, const Operand& x, int64_t num_rows, const Launch& at) {
     const Chunking chunking = chunking_of<T>(x.columns);
     const int64_t units = map.num_units();
     const dim3 grid(blocks_of(units < kMostBlocks ? units : kMostBlocks, 1),
-                    blocks_of(rows.most, COLUMNS * kColumnTokens));
+                    blocks_of(num_rows, COLUMNS * kColumnTokens));
     const dim3 block(static_cast<unsigned>(32 * chunking.num_chunks));
     return launch({grid, block, 0, at.stream, at.overlaps_previous}, few_rows<T, COLUMNS, Map, Operand>, map, x,
-                  chunking, rows);
+                  chunking, num_rows);
 }
 
 template <class T, class Map>
-cudaError_t launch_many(const Map& map, const PlainRows<T, T>& x, const Rows& rows, const Launch& at) {
-    const dim3 grid(blocks_of(map.num_units(), kManyUnits), blocks_of(rows.most, kManyTokens));
+cudaError_t launch_many(const Map& map, const PlainRows<T, T>& x, int64_t num_rows, const Launch& at) {
+    const dim3 grid(blocks_of(map.num_units(), kManyUnits), blocks_of(num_rows, kManyTokens));
     return launch({grid, kManyThreads, 0, at.stream, at.overlaps_previous}, many_rows<T, Map>, map, x.x, x.pitch,
-                  chunking_of<T>(x.columns), rows);
+                  chunking_of<T>(x.columns), num_rows);
 }
 
 template <class T>
@@ -286,35 +288,36 @@ inline int64_t buffer_bytes(int64_t rows, int64_t columns, int64_t element_bytes
 
 // Rows as products take them, written to scratch where they are not.
 template <class T, class Operand>
-cudaError_t prepared(const Operand& x, const Rows& rows, const Launch& at, PlainRows<T, T>& out) {
+cudaError_t prepared(const Operand& x, int64_t num_rows, const Launch& at, PlainRows<T, T>& out) {
     if constexpr (std::is_same_v<Operand, PlainRows<T, T>>) {
         out = x;
         return cudaSuccess;
     } else {
         T* buffer = static_cast<T*>(at.scratch);
         out = {buffer, pitch_of<T>(x.columns), x.columns};
-        return launch({blocks_of(rows.most, 1), 256, 0, at.stream, at.overlaps_previous}, prepare_rows<T, Operand>, x,
-                      rows, buffer, out.pitch);
+        return launch({blocks_of(num_rows, 1), 256, 0, at.stream, at.overlaps_previous}, prepare_rows<T, Operand>, x,
+                      buffer, out.pitch);
     }
 }
 
 // `narrow`: the map for one column of tokens, where many small units fill the device; `wide`: for more.
 template <class T, class Narrow, class Wide, class Operand>
-cudaError_t product(const Narrow& narrow, const Wide& wide, const Operand& x, const Rows& rows, const Launch& at) {
-    if (rows.most == 0) return cudaSuccess;  // an empty grid is a launch error
-    if (rows.most <= kOneColumn) return launch_few<T, 1>(narrow, x, rows, at);
-    if (rows.most <= kTwoColumns) return launch_few<T, 2>(wide, x, rows, at);
+cudaError_t product(const Narrow& narrow, const Wide& wide, const Operand& x, int64_t num_rows, const Launch& at) {
+    if (num_rows == 0) return cudaSuccess;  // an empty grid is a launch error
+    if (num_rows <= kOneColumn) return launch_few<T, 1>(narrow, x, num_rows, at);
+    if (num_rows <= kTwoColumns) return launch_few<T, 2>(wide, x, num_rows, at);
     PlainRows<T, T> typed;
-    const cudaError_t error = prepared<T>(x, rows, at, typed);
+    const cudaError_t error = prepared<T>(x, num_rows, at, typed);
     if (error != cudaSuccess) return error;
-    return rows.most <= kFewRows ? launch_few<T, 4>(wide, typed, rows, at) : launch_many<T>(wide, typed, rows, at);
+    return num_rows <= kFewRows ? launch_few<T, 4>(wide, typed, num_rows, at)
+                                : launch_many<T>(wide, typed, num_rows, at);
 }
 
 template <class T, bool ADDS, class Operand>
-cudaError_t outputs(const Live<Matrix>& weights, int64_t columns, float* out, const Operand& x, const Rows& rows,
+cudaError_t outputs(const Live<Matrix>& weights, int64_t columns, float* out, const Operand& x, int64_t num_rows,
                     const Launch& at) {
     const int num = static_cast<int>(columns);
-    return product<T>(OutputsMap<T, 1, ADDS>{weights, num, out}, OutputsMap<T, 2, ADDS>{weights, num, out}, x, rows,
+    return product<T>(OutputsMap<T, 1, ADDS>{weights, num, out}, OutputsMap<T, 2, ADDS>{weights, num, out}, x, num_rows,
                       at);
 }
 
@@ -332,16 +335,15 @@ __global__ void embed_rows(const Embed a) {
     wait_for_previous();
     let_next_start();
     const int64_t row = blockIdx.x;
-    if (row >= num_rows(a.tokens)) return;
     const EmbedWeights w = weights_of(a.weights);
-    const T* from = static_cast<const T*>(w.table) + a.ids[row] * w.stride;
+    const T* from = static_cast<const T*>(w.table) + a.tokens[row] * w.stride;
     for (int64_t k = threadIdx.x; k < a.hidden; k += blockDim.x) a.out[row * a.hidden + k] = to_float(from[k]);
 }
 
 template <class T>
 cudaError_t embed(const Embed& a, const Launch& at) {
-    if (a.tokens.most == 0) return cudaSuccess;
-    return launch({blocks_of(a.tokens.most, 1), 256, 0, at.stream, at.overlaps_previous}, embed_rows<T>, a);
+    if (a.num_tokens == 0) return cudaSuccess;
+    return launch({blocks_of(a.num_tokens, 1), 256, 0, at.stream, at.overlaps_previous}, embed_rows<T>, a);
 }
 
 template <class T>
@@ -349,6 +351,7 @@ cudaError_t attention_in(const AttentionIn& a, const Launch& at) {
     const HeadsMap<T> map = {a.weights,
                              a.cos,
                              a.sin,
+                             a.positions,
                              a.slots,
                              static_cast<int>(a.heads),
                              static_cast<int>(a.kv_heads),
@@ -359,36 +362,36 @@ cudaError_t attention_in(const AttentionIn& a, const Launch& at) {
                              a.q_out};
     const NormedRows<T> x = {a.x, nullptr, static_cast<int>(a.hidden), part(a.weights, &AttentionInWeights::norm),
                              a.norm};
-    return product<T>(map, map, x, a.tokens, at);
+    return product<T>(map, map, x, a.num_tokens, at);
 }
 
 template <class T>
 cudaError_t attention_out(const AttentionOut& a, const Launch& at) {
     const PlainRows<T, float> x = {a.attended, a.columns, static_cast<int>(a.columns)};
-    return outputs<T, true>(part(a.weights, &AttentionOutWeights::out), a.hidden, a.x, x, a.tokens, at);
+    return outputs<T, true>(part(a.weights, &AttentionOutWeights::out), a.hidden, a.x, x, a.num_tokens, at);
 }
 
 template <class T>
 cudaError_t mlp(const Mlp& a, const Launch& at) {
     const NormedRows<T> x = {a.x, nullptr, static_cast<int>(a.hidden), part(a.weights, &MlpWeights::norm), a.norm};
-    T* inner = reinterpret_cast<T*>(static_cast<char*>(at.scratch) + buffer_bytes(a.tokens.most, a.hidden, sizeof(T)));
+    T* inner = reinterpret_cast<T*>(static_cast<char*>(at.scratch) + buffer_bytes(a.num_tokens, a.hidden, sizeof(T)));
     const PlainRows<T, T> activated = {inner, pitch_of<T>(a.inner), static_cast<int>(a.inner)};
     cudaError_t error;
     if (a.is_gated) {
         const InnerMap<T, true> map = {a.weights, a.activation, activated.columns, inner, activated.pitch};
-        error = product<T>(map, map, x, a.tokens, at);
+        error = product<T>(map, map, x, a.num_tokens, at);
     } else {
         const InnerMap<T, false> map = {a.weights, a.activation, activated.columns, inner, activated.pitch};
-        error = product<T>(map, map, x, a.tokens, at);
+        error = product<T>(map, map, x, a.num_tokens, at);
     }
     if (error != cudaSuccess) return error;
-    return outputs<T, true>(part(a.weights, &MlpWeights::down), a.hidden, a.x, activated, a.tokens, at);
+    return outputs<T, true>(part(a.weights, &MlpWeights::down), a.hidden, a.x, activated, a.num_tokens, at);
 }
 
 template <class T>
 cudaError_t head(const Head& a, const Launch& at) {
-    const NormedRows<T> x = {a.x, a.ids, static_cast<int>(a.hidden), part(a.weights, &HeadWeights::norm), a.norm};
-    return outputs<T, false>(part(a.weights, &HeadWeights::head), a.vocab, a.logits, x, a.rows, at);
+    const NormedRows<T> x = {a.x, a.rows, static_cast<int>(a.hidden), part(a.weights, &HeadWeights::norm), a.norm};
+    return outputs<T, false>(part(a.weights, &HeadWeights::head), a.vocab, a.logits, x, a.num_rows, at);
 }
 
 template <class T>

@@ -49,13 +49,6 @@ struct Live {
     const Weights* table = nullptr;  // of device memory
 };
 
-// How many rows of activations there are.
-struct Rows {
-    int64_t most;  // fixed in a capture
-    const int64_t* live =
-        nullptr;  // [1] in device memory, at most `most`; null: `most`. What is beyond stays as it was.
-};
-
 // A norm's number format and epsilon.
 struct Norm {
     bool is_float;  // float32, else T
@@ -63,22 +56,23 @@ struct Norm {
 };
 
 struct Embed {
-    Rows tokens;         // N
-    const int64_t* ids;  // [N]
+    int64_t num_tokens;     // N
+    const int64_t* tokens;  // [N], all in the vocabulary
     Live<EmbedWeights> weights;
     int64_t hidden;
     float* out;  // [N, H]
 };
 
 struct AttentionIn {
-    Rows tokens;     // N
-    const float* x;  // [N, H]
+    int64_t num_tokens;  // N
+    const float* x;      // [N, H]
     int64_t hidden;
     Live<AttentionInWeights> weights;
     Norm norm;
-    const float* cos;      // [N, d / 2]
-    const float* sin;      // [N, d / 2]
-    const int64_t* slots;  // [N]: block * block_size + offset
+    const float* cos;          // [N, d / 2], or by position
+    const float* sin;          // the same
+    const int64_t* positions;  // [N]; null: cos and sin are of the tokens, in order
+    const int64_t* slots;      // [N]: block * block_size + offset; -1: of a row at rest, whose key and value go nowhere
     int64_t heads, kv_heads, head_dim, block_size;
     void* k_cache;  // [blocks, kv_heads, block_size, d] of T
     void* v_cache;  // [blocks, kv_heads, block_size, d] of T
@@ -87,7 +81,7 @@ struct AttentionIn {
 
 // x += out(attended)
 struct AttentionOut {
-    Rows tokens;            // N
+    int64_t num_tokens;     // N
     const float* attended;  // [N, columns]
     int64_t columns;        // heads * d
     Live<AttentionOutWeights> weights;
@@ -97,7 +91,7 @@ struct AttentionOut {
 
 // x += down(activation(gate(norm(x))) * up(norm(x))), or down(activation(up(norm(x)))) where there is no gate
 struct Mlp {
-    Rows tokens;  // N
+    int64_t num_tokens;  // N
     Live<MlpWeights> weights;
     Norm norm;
     bool is_gated;
@@ -107,9 +101,9 @@ struct Mlp {
 };
 
 struct Head {
-    Rows rows;           // R
-    const float* x;      // [N, H]
-    const int64_t* ids;  // [R]: which rows of x
+    int64_t num_rows;     // R
+    const float* x;       // [N, H]
+    const int64_t* rows;  // [R]: which rows of x; null: all, in order
     int64_t hidden, vocab;
     Live<HeadWeights> weights;
     Norm norm;

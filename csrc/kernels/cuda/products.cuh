@@ -50,12 +50,14 @@ inline Chunking chunking_of(int64_t columns) {
 
 // --- pieces of 16 bytes ------------------------------------------------------------------------------------------------
 
-// Elements k and the following of row [columns]; 0 beyond its end.
+__device__ __forceinline__ bool is_aligned(const void* row) { return reinterpret_cast<uintptr_t>(row) % 16 == 0; }
+
+// Elements k and the following of row [columns], k a multiple of theirs; 0 beyond its end.
 template <class T>
 __device__ __forceinline__ uint4 load_piece(const T* row, int k, int columns) {
     if (!row || k >= columns) return make_uint4(0, 0, 0, 0);
     const T* from = row + k;
-    if (k + kVector<T> <= columns && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+    if (k + kVector<T> <= columns && is_aligned(row)) {
         return *reinterpret_cast<const uint4*>(from);
     }
     T values[kVector<T>] = {};
@@ -94,7 +96,7 @@ __device__ __forceinline__ uint4 piece_of(const float (&from)[kVector<T>]) {
 template <class T>
 __device__ __forceinline__ uint4 load_weights(const T* row, int k, int columns) {
     const T* from = row + k;
-    if (row && k + kVector<T> <= columns && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+    if (row && k + kVector<T> <= columns && is_aligned(row)) {
         return __ldcs(reinterpret_cast<const uint4*>(from));
     }
     return load_piece(row, k, columns);
@@ -131,11 +133,6 @@ __device__ __forceinline__ Tile<T> tile_of(const Matrix& matrix, int64_t first, 
 template <class Weights>
 __device__ __forceinline__ Weights weights_of(const Live<Weights>& live) {
     return live.table ? *live.table : live.value;
-}
-
-__device__ __forceinline__ int num_rows(const Rows& rows) {
-    const int64_t live = rows.live ? *rows.live : rows.most;
-    return static_cast<int>(live < rows.most ? live : rows.most);
 }
 
 // --- one step ----------------------------------------------------------------------------------------------------------
@@ -235,9 +232,9 @@ struct ChunkSums {
 // Block (x, y): units x, x + grid.x, ... for tokens [y, y + 1) * 8 * COLUMNS. Its warps are the chunks.
 template <class T, int COLUMNS, class Map, class Operand>
 __global__ void __launch_bounds__(32 * kMostChunks)
-    few_rows(const Map map, const Operand operand, const Chunking chunking, const Rows rows) {
+    few_rows(const Map map, const Operand operand, const Chunking chunking, const int num_rows) {
     constexpr int kTiles = Map::kTiles;
-    constexpr int kAhead = kTiles * COLUMNS <= 2 ? 4 : 2;  // steps of W in flight
+    constexpr int kAhead = kTiles * COLUMNS == 1 ? 4 : COLUMNS <= 2 ? 2 : 1;  // steps of W in flight
     __shared__ ChunkSums<kTiles> chunk_sums;
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int row = lane / 4, pair = lane % 4;
@@ -246,7 +243,9 @@ __global__ void __launch_bounds__(32 * kMostChunks)
     const int first_token = static_cast<int>(blockIdx.y) * COLUMNS * kColumnTokens;
     const int num_units = static_cast<int>(map.num_units());
 
-    int num_tokens = 0;  // of this block
+    const int rest = num_rows - first_token, most = COLUMNS * kColumnTokens;
+    const int num_tokens = rest < most ? rest : most;  // of this block
+
     bool has_begun = false;
     typename Operand::Row x_rows[COLUMNS] = {};
     for (int unit = static_cast<int>(blockIdx.x); unit < num_units; unit += static_cast<int>(gridDim.x)) {
@@ -277,9 +276,6 @@ __global__ void __launch_bounds__(32 * kMostChunks)
             has_begun = true;
             wait_for_previous();
             let_next_start();
-            const int rest = num_rows(rows) - first_token;
-            if (rest <= 0) return;
-            num_tokens = rest < COLUMNS * kColumnTokens ? rest : COLUMNS * kColumnTokens;
             operand.begin(first_token, num_tokens);
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c) {
@@ -346,7 +342,7 @@ struct Stage {
     __device__ __forceinline__ void fill(int row, int pair, const T* from, int step, int columns) {
         const int k = step * kStep<T> + pair * kVector<T>;
         uint4* to = &pieces[row][place(row, pair)];
-        if (from && k + kVector<T> <= columns && reinterpret_cast<uintptr_t>(from + k) % 16 == 0) {
+        if (from && k + kVector<T> <= columns && is_aligned(from)) {
             copy_async(to, from + k);
         } else {
             *to = load_piece(from, k, columns);
@@ -408,7 +404,7 @@ struct StagedStep<float> {
 // tokens, and walks all of K with the others, which share the stages.
 template <class T, class Map>
 __global__ void __launch_bounds__(kManyThreads)
-    many_rows(const Map map, const T* x, const int pitch, const Chunking chunking, const Rows rows) {
+    many_rows(const Map map, const T* x, const int pitch, const Chunking chunking, const int num_rows) {
     constexpr int kTiles = Map::kTiles;
     constexpr int kUnitRows = kTiles * kTileRows, kStages = 3, kColumns = kManyTokens / 2 / kColumnTokens;
     constexpr int kWRows = kManyUnits * kUnitRows;
@@ -417,8 +413,7 @@ __global__ void __launch_bounds__(kManyThreads)
     __shared__ Stage<kManyTokens> x_stages[kStages];
     wait_for_previous();
     let_next_start();
-    const int first_token = static_cast<int>(blockIdx.y) * kManyTokens, num_tokens = num_rows(rows) - first_token;
-    if (num_tokens <= 0) return;
+    const int first_token = static_cast<int>(blockIdx.y) * kManyTokens, num_tokens = num_rows - first_token;
     const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
     const int num_units = static_cast<int>(map.num_units()), first_unit = static_cast<int>(blockIdx.x) * kManyUnits;
 
