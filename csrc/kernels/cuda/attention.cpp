@@ -42,9 +42,9 @@ bool attend_splits(const AttendTiles& tiles, int64_t kv_heads, int64_t most_bloc
 }
 
 // For each query and piece: sums [d], and the largest score and the total.
-int64_t attend_scratch_bytes(int64_t num_tokens, int64_t heads, int64_t d, int64_t most_blocks) {
+int64_t attend_scratch_bytes(const AttendTiles& tiles, int64_t kv_heads, int64_t d, int64_t most_blocks) {
     const int64_t pieces = divided(most_blocks * kAttendBlock, kAttendPiece);
-    return num_tokens * heads * pieces * (d + 2) * static_cast<int64_t>(sizeof(float));
+    return tiles.num * kv_heads * tiles.queries * pieces * (d + 2) * static_cast<int64_t>(sizeof(float));
 }
 
 }  // namespace demiurgic::cuda

@@ -101,16 +101,21 @@ __device__ __forceinline__ Tile tile_of(const Attend& a, int number, int kv_head
     return {a.rows[row], a.block_table + row * a.most_blocks, kv_head, group, first, num};
 }
 
+// Of the longest context that there is room for.
+__host__ __device__ __forceinline__ int64_t pieces_of(const Attend& a) {
+    return (a.most_blocks * kBlock + kPiece - 1) / kPiece;
+}
+
 // The part of a query and piece in the scratch memory of split attention.
 struct Partial {
     float* sums;         // [d]
     Gathered* gathered;  // [1]
 };
-__device__ __forceinline__ Partial partial_of(const Attend& a, int64_t place, int64_t piece) {
-    const int64_t pieces = (a.most_blocks + kPiece / kBlock - 1) / (kPiece / kBlock);
+__device__ __forceinline__ Partial partial_of(const Attend& a, int query, int64_t piece) {
+    const int64_t pieces = pieces_of(a), tile = static_cast<int64_t>(blockIdx.x) * a.kv_heads + blockIdx.y;
     auto* sums = static_cast<float*>(a.scratch);
-    auto* gathered = reinterpret_cast<Gathered*>(sums + a.num_tokens * a.heads * pieces * a.d);
-    const int64_t index = place * pieces + piece;
+    auto* gathered = reinterpret_cast<Gathered*>(sums + a.tiles.num * a.kv_heads * a.tiles.queries * pieces * a.d);
+    const int64_t index = (tile * a.tiles.queries + query) * pieces + piece;
     return {sums + index * a.d, gathered + index};
 }
 
@@ -351,7 +356,7 @@ __global__ void __launch_bounds__(kThreads) attend_tile(Attend a) {
 
     for (int i = 0; i < tile.num; ++i) {
         const int64_t place = tile.place(i, a.heads);
-        const Partial partial = split ? partial_of(a, place, first_piece) : Partial{};
+        const Partial partial = split ? partial_of(a, i, first_piece) : Partial{};
         if (split && limits[i] < 1) continue;
         if (split && thread() == 0) *partial.gathered = gathered[i];
         for (int column = thread(); column < d; column += kThreads) {
@@ -374,11 +379,11 @@ static __global__ void __launch_bounds__(kThreads) merge_pieces(Attend a) {
     if (query >= tile.num) return;
     const int64_t pieces = (tile.limit(query) + kPiece - 1) / kPiece, place = tile.place(query, a.heads);
     for (int64_t column = thread(); column < a.d; column += kThreads) {
-        const Partial first = partial_of(a, place, 0);
+        const Partial first = partial_of(a, query, 0);
         Gathered gathered = *first.gathered;
         float sum = first.sums[column];
         for (int64_t piece = 1; piece < pieces; ++piece) {
-            const Partial fresh = partial_of(a, place, piece);
+            const Partial fresh = partial_of(a, query, piece);
             const Scales scales = merge(gathered, *fresh.gathered);
             sum = merged(sum, fresh.sums[column], scales);
         }
@@ -389,7 +394,7 @@ static __global__ void __launch_bounds__(kThreads) merge_pieces(Attend a) {
 template <class T, int Q>
 cudaError_t launch_tiles(const Attend& a, cudaStream_t stream, bool overlaps_previous) {
     const auto tiles = static_cast<unsigned>(a.tiles.num), heads = static_cast<unsigned>(a.kv_heads);
-    const auto pieces = static_cast<unsigned>((a.most_blocks + kPiece / kBlock - 1) / (kPiece / kBlock));
+    const auto pieces = static_cast<unsigned>(pieces_of(a));
     const auto bytes = static_cast<size_t>(shared_bytes<T>(static_cast<int>(a.d), Q));
     const dim3 grid(tiles, heads, a.scratch ? pieces : 1);
     const cudaError_t error = launch({grid, kThreads, bytes, stream, overlaps_previous}, attend_tile<T, Q>, a);

@@ -47,7 +47,6 @@ struct Attend {
     const BatchRow* rows;        // [S] in device memory; a row without tokens is left alone
     const int64_t* block_table;  // [S, most_blocks]
     int64_t most_blocks;         // no context is longer than most_blocks * kAttendBlock
-    int64_t num_tokens;          // N: most that the rows have together
     int64_t heads, kv_heads, d;
     float scale;
     AttendTiles tiles;
@@ -55,9 +54,9 @@ struct Attend {
     void* scratch = nullptr;  // attend_scratch_bytes, aligned to 16: pieces are computed side by side; null: one by one
 };
 
-// Whether the tiles alone leave a GPU idle, so that its pieces should be computed side by side.
+// Whether the tiles alone leave a GPU idle, so that pieces should be computed side by side.
 bool attend_splits(const AttendTiles& tiles, int64_t kv_heads, int64_t most_blocks);
-int64_t attend_scratch_bytes(int64_t num_tokens, int64_t heads, int64_t d, int64_t most_blocks);
+int64_t attend_scratch_bytes(const AttendTiles& tiles, int64_t kv_heads, int64_t d, int64_t most_blocks);
 
 // For each type of the cache. One kernel, or two where there is scratch memory. They allocate nothing, wait for nothing and
 // read all that varies from the device: what is in `Attend` can be captured. `overlaps_previous`: see LaunchShape.
