@@ -4,6 +4,7 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/layer_kernels.h"
 
 namespace demiurgic {
@@ -13,6 +14,7 @@ namespace {
 Kernels make_kernels(const Kernels& reference, at::ScalarType dtype) {
     Kernels table = reference;
     cuda::add_layer_kernels(table, dtype);
+    table.attend = {cuda::attend, "cuda"};
     return table;
 }
 

@@ -153,6 +153,15 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
+// Lets the line at `from` come to the L2 cache.
+__device__ __forceinline__ void prefetch(const void* from) {
+#ifdef __CUDACC__
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+#else
+    (void)from;
+#endif
+}
+
 // --- warps -------------------------------------------------------------------------------------------------------------
 
 // The sum over a warp, by a tree of fixed shape: all lanes get the same bits.
