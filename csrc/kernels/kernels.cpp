@@ -77,8 +77,7 @@ const Kernels& kernels_for(at::Device device, at::ScalarType dtype) {
     if (forced == "reference") return reference_alone();
 #ifdef DEMIURGIC_CUDA
     if (device.is_cuda() && cuda_kernels_run_on(device)) {
-        static const Kernels table = cuda_kernels(reference_kernels());
-        return table;
+        if (const Kernels* native = cuda_kernels(dtype, reference_kernels())) return *native;
     }
 #endif
     if (device.is_cpu()) {
