@@ -40,7 +40,7 @@ struct Context {
     int64_t own_scratch = 0;              // bytes of it that belong to each thread, behind the shared ones
     const cpu::Member* member = nullptr;  // this thread, where a team of threads walks the step
     bool is_first = true;                 // of the team: the thread that polls
-    std::shared_ptr<cuda::AttendPlan> attend_plan = {};
+    std::shared_ptr<cuda::AttendPlan> attend_plan = {};  // of CUDA's own attention
 };
 
 struct EmbedArgs {

@@ -147,8 +147,8 @@ std::vector<float> attend(const World& world, const std::vector<Part>& parts, co
     }
 
     std::vector<cuda::AttendTile> list;
-    cuda::AttendTiles tiles = cuda::attend_tiles(static_cast<int64_t>(parts.size()),
-                                                 cut.most_tokens ? cut.most_tokens : most_tokens, shape.group());
+    cuda::AttendTiles tiles = cuda::attend_tiles(
+        static_cast<int64_t>(parts.size()), cut.most_tokens ? cut.most_tokens : most_tokens, shape.group(), shape.d);
     if (cut.queries) {
         list = cuda::attend_tiles_of(rows, which, shape.group(), cut.queries);
         tiles = {cut.queries, static_cast<int64_t>(list.size()), 0, list.data()};
@@ -363,9 +363,9 @@ void work_is_cut_whole() {
         covered[row] += std::min<int64_t>(8, rows[row].num_tokens * 3 - first);
     }
     for (size_t i = 0; i < rows.size(); ++i) check(covered[i] == rows[i].num_tokens * 3, "every query has its tile");
-    check(cuda::attend_splits(cuda::attend_tiles(1, 1, 4), 8, 64), "one row of 1024 positions is split");
-    check(!cuda::attend_splits(cuda::attend_tiles(1, 1, 4), 8, 16), "one piece is not");
-    check(!cuda::attend_splits(cuda::attend_tiles(256, 1, 4), 8, 64), "256 rows are not");
+    check(cuda::attend_splits(cuda::attend_tiles(1, 1, 4, 64), 8, 64), "one row of 1024 positions is split");
+    check(!cuda::attend_splits(cuda::attend_tiles(1, 1, 4, 64), 8, 16), "one piece is not");
+    check(!cuda::attend_splits(cuda::attend_tiles(256, 1, 4, 64), 8, 64), "256 rows are not");
 }
 
 }  // namespace

@@ -11,10 +11,10 @@ int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-int attend_queries(int64_t num) { return num <= 1 ? 1 : num <= 4 ? 4 : num <= 8 ? 8 : 16; }
+int attend_queries(int64_t num, int64_t d) { return num <= 1 ? 1 : num <= 4 ? 4 : num <= 8 || d > 128 ? 8 : 16; }
 
-AttendTiles attend_tiles(int64_t num_rows, int64_t most_tokens, int64_t group) {
-    const int queries = attend_queries(most_tokens * group);
+AttendTiles attend_tiles(int64_t num_rows, int64_t most_tokens, int64_t group, int64_t d) {
+    const int queries = attend_queries(most_tokens * group, d);
     const int64_t per_row = divided(most_tokens * group, queries);
     return {queries, num_rows * per_row, per_row};
 }

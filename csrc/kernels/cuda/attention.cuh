@@ -26,7 +26,7 @@ __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); 
 // Keys come to shared memory in slices of some columns of all the piece's positions. A slice's rows lie 16 bytes further
 // apart than they are long, so that threads with neighbouring positions read different banks.
 template <class T>
-constexpr int kSlice = 128 / sizeof(T);
+constexpr int kSlice = 64 / sizeof(T);
 template <class T>
 constexpr int kSliceStride = kSlice<T> + kVector<T>;
 
@@ -396,6 +396,7 @@ cudaError_t launch_tiles(const Attend& a, cudaStream_t stream, bool overlaps_pre
     const auto tiles = static_cast<unsigned>(a.tiles.num), heads = static_cast<unsigned>(a.kv_heads);
     const auto pieces = static_cast<unsigned>(pieces_of(a));
     const auto bytes = static_cast<size_t>(shared_bytes<T>(static_cast<int>(a.d), Q));
+    if (bytes > 98 << 10) return cudaErrorInvalidValue;  // and some static: 99 KiB is what the smallest devices have
     const dim3 grid(tiles, heads, a.scratch ? pieces : 1);
     const cudaError_t error = launch({grid, kThreads, bytes, stream, overlaps_previous}, attend_tile<T, Q>, a);
     if (error != cudaSuccess || !a.scratch) return error;

@@ -31,14 +31,15 @@ struct AttendTiles {
 };
 
 // For rows of up to `most_tokens` tokens each, whatever their number turns out to be on the device: for captures.
-AttendTiles attend_tiles(int64_t num_rows, int64_t most_tokens, int64_t group);
+AttendTiles attend_tiles(int64_t num_rows, int64_t most_tokens, int64_t group, int64_t d);
 
 // For rows that the host knows. Tiles of `queries`, those with the longest contexts first.
 std::vector<AttendTile> attend_tiles_of(const std::vector<BatchRow>& rows, const std::vector<int32_t>& which,
                                         int64_t group, int queries);
 
-// The fitting number of queries in a tile, where a row has `num` that share a key head.
-int attend_queries(int64_t num);
+// The fitting number of queries in a tile, where a row has `num` that share a key head. The most are 16, or 8 where d is
+// above 128: what shared memory has room for.
+int attend_queries(int64_t num, int64_t d);
 
 struct Attend {
     const float* q;              // [N, heads, d]

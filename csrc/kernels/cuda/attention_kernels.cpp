@@ -11,10 +11,10 @@
 
 namespace demiurgic::cuda {
 
-// How the queries of a step are cut: made once for all layers that have as many query heads to a key head.
+// How the queries of a step are cut: made once for all layers with heads of the same shape.
 struct AttendPlan {
     std::vector<BatchRow> rows;
-    int64_t group = 0;
+    int64_t group = 0, d = 0;
     at::Tensor on_device;           // int64: the rows, then the tiles of each cut
     std::vector<AttendTiles> cuts;  // by the number of queries in a tile
     at::Tensor scratch;
@@ -25,16 +25,15 @@ namespace {
 static_assert(sizeof(BatchRow) == 3 * sizeof(int64_t) && sizeof(AttendTile) == sizeof(int64_t));
 
 // Rows of one token and rows of many get tiles of their own sizes.
-void cut(AttendPlan& plan, const std::vector<BatchRow>& rows, int64_t group, at::Device device) {
-    plan.rows = rows;
-    plan.group = group;
+void cut(AttendPlan& plan, const std::vector<BatchRow>& rows, int64_t group, int64_t d, at::Device device) {
+    plan.rows.clear();
     plan.cuts.clear();
     std::vector<AttendTile> all;
     std::vector<size_t> begins;
     for (const int queries : {1, 4, 8, 16}) {
         std::vector<int32_t> which;
         for (size_t i = 0; i < rows.size(); ++i) {
-            if (attend_queries(rows[i].num_tokens * group) == queries) which.push_back(static_cast<int32_t>(i));
+            if (attend_queries(rows[i].num_tokens * group, d) == queries) which.push_back(static_cast<int32_t>(i));
         }
         const std::vector<AttendTile> tiles = attend_tiles_of(rows, which, group, queries);
         if (tiles.empty()) continue;
@@ -52,6 +51,9 @@ void cut(AttendPlan& plan, const std::vector<BatchRow>& rows, int64_t group, at:
     plan.on_device = host.to(device, /*non_blocking=*/true);
     const auto* list = reinterpret_cast<const AttendTile*>(static_cast<char*>(plan.on_device.data_ptr()) + row_bytes);
     for (size_t i = 0; i < plan.cuts.size(); ++i) plan.cuts[i].list = list + begins[i];
+    plan.group = group;
+    plan.d = d;
+    plan.rows = rows;  // last: what was not made whole is made again
 }
 
 using Launcher = cudaError_t (*)(const Attend&, cudaStream_t, bool);
@@ -94,8 +96,8 @@ void attend(Context& context, const AttendArgs& args) {
     const int64_t most_blocks = args.block_table.size(1);
     if (!context.attend_plan) context.attend_plan = std::make_shared<AttendPlan>();
     AttendPlan& plan = *context.attend_plan;
-    if (plan.rows != args.rows || plan.group != heads / kv_heads)
-        cut(plan, args.rows, heads / kv_heads, context.device);
+    const int64_t group = heads / kv_heads;
+    if (plan.rows != args.rows || plan.group != group || plan.d != d) cut(plan, args.rows, group, d, context.device);
     for (const AttendTiles& tiles : plan.cuts) {
         void* scratch = nullptr;
         if (attend_splits(tiles, kv_heads, most_blocks)) {
