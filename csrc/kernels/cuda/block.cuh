@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "kernels/cuda/device.cuh"
@@ -173,7 +174,9 @@ private:
         return x;
     }
 
-    static __device__ int first_lane(bool holds) { return __ffs(static_cast<int>(__ballot_sync(kAllLanes, holds))) - 1; }
+    static __device__ int first_lane(bool holds) {
+        return __ffs(static_cast<int>(__ballot_sync(kAllLanes, holds))) - 1;
+    }
 
     __device__ void add(uint32_t digit, int64_t weight) {
         if (weight == 0) return;

@@ -1,40 +1,21 @@
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstdint>
 
 #include "kernels/arithmetic.h"
+#include "kernels/cuda/device.cuh"
 
 // The sampler's arithmetic on the device, number by number, as kernels/cpu has it on lanes: the same bits.
 namespace demiurgic::cuda {
 
-// A float32 whose operations round once each: nvcc fuses a multiplication and an addition of plain floats.
+// A float32 whose operations round once each.
 struct Rounded {
     float v;
 };
 
-__host__ __device__ __forceinline__ Rounded operator*(Rounded a, Rounded b) {
-#ifdef __CUDA_ARCH__
-    return {__fmul_rn(a.v, b.v)};
-#else
-    return {a.v * b.v};
-#endif
-}
-__host__ __device__ __forceinline__ Rounded operator+(Rounded a, Rounded b) {
-#ifdef __CUDA_ARCH__
-    return {__fadd_rn(a.v, b.v)};
-#else
-    return {a.v + b.v};
-#endif
-}
-__host__ __device__ __forceinline__ Rounded operator-(Rounded a, Rounded b) {
-#ifdef __CUDA_ARCH__
-    return {__fsub_rn(a.v, b.v)};
-#else
-    return {a.v - b.v};
-#endif
-}
+__host__ __device__ __forceinline__ Rounded operator*(Rounded a, Rounded b) { return {rounded_product(a.v, b.v)}; }
+__host__ __device__ __forceinline__ Rounded operator+(Rounded a, Rounded b) { return {rounded_sum(a.v, b.v)}; }
+__host__ __device__ __forceinline__ Rounded operator-(Rounded a, Rounded b) { return {rounded_sum(a.v, -b.v)}; }
 __host__ __device__ __forceinline__ Rounded operator*(Rounded a, float b) { return a * Rounded{b}; }
 __host__ __device__ __forceinline__ Rounded operator+(Rounded a, float b) { return a + Rounded{b}; }
 __device__ __forceinline__ Rounded operator/(Rounded a, Rounded b) { return {__fdiv_rn(a.v, b.v)}; }
