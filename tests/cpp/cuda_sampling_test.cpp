@@ -1,11 +1,12 @@
 // The CUDA sampler on the emulator: every token and log-probability with == against the CPU's, by edits that the host has
 // planned and, step after step, by the state on the device.
 
-#include <bit>
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <iterator>
+#include <limits>
 #include <memory>
-#include <optional>
 #include <set>
 
 #include "check.h"
@@ -194,6 +195,213 @@ void log_probabilities() {
     });
 }
 
+GenerationConfig random_config(Random& random, int64_t vocab) {
+    GenerationConfig config;
+    config.eos_token_id = Ids{random.below(vocab), vocab + 3};
+    if (random.below(2)) config.stop_token_ids = {random.below(vocab)};
+    if (random.below(2)) config.min_new_tokens = random.below(4);
+    if (random.below(3) == 0) config.min_length = random.below(12);
+    config.do_sample = random.below(5) > 0;
+    config.temperature = pick(random, {0.8, 1.0, 0.1, 1.9});
+    config.top_k = pick(random, {int64_t{0}, int64_t{50}, int64_t{3}, vocab});
+    config.top_p = pick(random, {1.0, 0.95, 0.5});
+    if (random.below(4) == 0) config.typical_p = 0.7;
+    if (random.below(4) == 0) config.min_p = 0.05;
+    if (random.below(2)) config.repetition_penalty = random.between(0.8, 1.5);
+    if (random.below(2)) config.frequency_penalty = random.between(-1, 1);
+    if (random.below(2)) config.presence_penalty = random.between(-1, 1);
+    config.penalize_prompt = random.below(2) > 0;
+    for (int64_t i = random.below(3); i > 0; --i) config.logit_bias[random.below(vocab)] = random.between(-3, 3);
+    for (int64_t i = random.below(3); i > 0; --i) config.bad_token_ids.push_back(random.below(vocab));
+    return config;
+}
+
+// A sequence twice: as the device has it, and as the CPU's sampler continues it.
+struct Row {
+    Row(Random& random, int64_t vocab)
+        : config(random_config(random, vocab)),
+          seed(random.bits()),
+          prompt(make_prompt(random, vocab)),
+          tokens(prompt),
+          edits(config, prompt) {
+        list = step_edits(config, static_cast<int64_t>(prompt.size()), vocab);
+        if (!needs_counts(config)) return;
+        counts = std::vector<uint32_t>(static_cast<size_t>(vocab), 77);
+        count(prompt, counts);
+    }
+
+    static std::vector<int64_t> make_prompt(Random& random, int64_t vocab) {
+        std::vector<int64_t> prompt;
+        for (int64_t i = 1 + random.below(9); i > 0; --i) prompt.push_back(random.below(vocab));
+        return prompt;
+    }
+
+    void count(const std::vector<int64_t>& of, std::vector<uint32_t>& into) const {
+        check(cuda::launch_count_context(of.data(), static_cast<int64_t>(of.size()),
+                                         first_counted(config, static_cast<int64_t>(prompt.size())), into.data(),
+                                         static_cast<int64_t>(into.size()), nullptr) == cudaSuccess,
+              "the launch that counts");
+    }
+
+    int64_t size() const { return static_cast<int64_t>(tokens.size()); }
+
+    Sample next(const float* logits, int64_t vocab) const {
+        SampleRow row = sample_options(config, vocab);
+        row.edits = edits.all().data();
+        row.num_edits = static_cast<int64_t>(edits.all().size());
+        row.random = token_bits(seed, static_cast<uint64_t>(size()));
+        return cpu_sample(logits, vocab, row, true);
+    }
+
+    // Whether an end of the options'.
+    bool is_end(int64_t token) const {
+        const auto has = [&](const Ids& ids) { return std::find(ids.begin(), ids.end(), token) != ids.end(); };
+        return has(*config.eos_token_id) || has(config.stop_token_ids);
+    }
+
+    const GenerationConfig config;
+    const uint64_t seed;
+    const std::vector<int64_t> prompt;
+    std::vector<int64_t> tokens;
+    TokenEdits edits;
+    std::vector<StepEdit> list;
+    std::vector<uint32_t> counts;
+    bool rests = false;
+};
+
+// The state of B rows, as a captured step has it.
+struct Steps {
+    static constexpr int64_t kBlock = 4, kMostBlocks = 8, kResults = 3;
+
+    Steps(Random& random, const std::vector<std::unique_ptr<Row>>& of, int64_t vocab) {
+        for (size_t r = 0; r < of.size(); ++r) {
+            const Row& row = *of[r];
+            const bool rests = row.rests;
+            tokens.push_back(row.tokens.back());
+            positions.push_back(row.size() - 1);
+            rows.push_back({static_cast<int64_t>(r), rests ? 0 : 1, rests ? 0 : row.size()});
+            for (int64_t i = 0; i < kMostBlocks; ++i) table.push_back(random.below(1000));
+            slots.push_back(rests ? -1 : slot(r, row.size() - 1));
+            limits.push_back(row.size() + 2 + random.below(12));
+            sampling.push_back(step_sampling(row.config, row.seed, vocab, true));
+            sampling.back().edits = row.list.data();
+            sampling.back().num_edits = static_cast<int32_t>(row.list.size());
+            sampling.back().counts = row.counts.empty() ? nullptr : const_cast<uint32_t*>(row.counts.data());
+        }
+        results.resize(kResults * of.size(), {-9, 0, 0, 0, 0, -9});
+    }
+
+    int64_t slot(size_t r, int64_t position) const {
+        return table[r * kMostBlocks + position / kBlock] * kBlock + position % kBlock;
+    }
+
+    StepState state() {
+        return {tokens.data(), positions.data(), rows.data(),   slots.data(),   table.data(), kMostBlocks,
+                kBlock,        sampling.data(),  limits.data(), results.data(), kResults};
+    }
+
+    std::vector<int64_t> tokens, positions, slots, table, limits;
+    std::vector<BatchRow> rows;
+    std::vector<StepSampling> sampling;
+    std::vector<StepResult> results;
+};
+
+// What a step made of one row that was not at rest.
+void check_step(Steps& steps, Row& row, size_t r, size_t num_rows, const Sample& expected, const std::string& what) {
+    const int64_t position = row.size();
+    const StepResult& result = steps.results[position % Steps::kResults * num_rows + r];
+    check_same({result.token, result.logprob, result.processed_logprob}, expected, true, what);
+    check(result.position == position, what + ": the result's position");
+    row.rests = expected.token < 0 || row.is_end(expected.token) || position + 1 >= steps.limits[r];
+    check(result.rests == static_cast<int32_t>(row.rests), what + ": whether the row rests");
+    if (expected.token >= 0) {
+        row.tokens.push_back(expected.token);
+        row.edits.append(row.tokens);
+        check(steps.tokens[r] == expected.token && steps.positions[r] == position, what + ": the next input");
+    }
+    check(steps.rows[r].first == static_cast<int64_t>(r), what + ": first");
+    check(steps.rows[r].num_tokens == (row.rests ? 0 : 1), what + ": num_tokens");
+    check(steps.rows[r].context_length == (row.rests ? 0 : position + 1), what + ": context_length");
+    check(steps.slots[r] == (row.rests ? -1 : steps.slot(r, position)), what + ": slot");
+    if (row.counts.empty()) return;
+    std::vector<uint32_t> anew(row.counts.size());
+    row.count(row.tokens, anew);
+    check(anew == row.counts, what + ": counts");
+}
+
+bool same_bytes(const auto& a, const auto& b) {
+    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0;
+}
+
+// Returns how many steps of single rows were taken.
+int64_t check_steps(Random& random, int64_t vocab, size_t num_rows) {
+    std::vector<std::unique_ptr<Row>> rows;
+    for (size_t r = 0; r < num_rows; ++r) rows.push_back(std::make_unique<Row>(random, vocab));
+    rows[num_rows / 2]->rests = num_rows > 1;  // a place that nobody has
+    Steps steps(random, rows, vocab);
+    int64_t taken = 0;
+    for (int step = 0; step < 10; ++step) {
+        std::vector<float> logits;
+        for (size_t r = 0; r < num_rows; ++r) {
+            const std::vector<float> own = random_logits(random, vocab);
+            logits.insert(logits.end(), own.begin(), own.end());
+        }
+        const Steps before = steps;
+        const int64_t shared = step % 2 ? kShared : 0, num = static_cast<int64_t>(num_rows);
+        std::vector<float> scratch(static_cast<size_t>(cuda::sampler_scratch(num, vocab, shared)));
+        check(cuda::launch_sample_step(logits.data(), vocab, num, vocab, steps.state(), {shared, scratch.data()},
+                                       step % 3 == 0, nullptr) == cudaSuccess,
+              "the launch");
+        for (size_t r = 0; r < num_rows; ++r) {
+            Row& row = *rows[r];
+            const std::string what =
+                "vocabulary " + std::to_string(vocab) + ", step " + std::to_string(step) + ", row " + std::to_string(r);
+            if (row.rests) {
+                for (int64_t i = 0; i < Steps::kResults; ++i) {
+                    check(steps.results[i * num + r].position == before.results[i * num + r].position,
+                          what + ": a result of a row at rest");
+                }
+                check(steps.tokens[r] == before.tokens[r] && steps.positions[r] == before.positions[r] &&
+                          steps.rows[r].context_length == 0 && steps.slots[r] == -1,
+                      what + ": it rests");
+                continue;
+            }
+            ++taken;
+            check_step(steps, row, r, num_rows, row.next(logits.data() + r * vocab, vocab), what);
+        }
+        check(same_bytes(steps.table, before.table) && same_bytes(steps.limits, before.limits), "what the host writes");
+    }
+    return taken;
+}
+
+void step_by_step() {
+    int64_t taken = 0;
+    in_both_orders([&](uint64_t seed) {
+        Random random(seed);
+        for (const int64_t vocab : {5, 31, 1000, 4099}) {
+            for (int i = 0; i < 12; ++i) taken += check_steps(random, vocab, 1 + i % 4);
+        }
+    });
+    check(taken > 500, "only " + std::to_string(taken) + " steps before all rows rested");
+}
+
+void which_options_the_device_can_follow() {
+    const auto suffices = [](auto change) {
+        GenerationConfig config;
+        change(config);
+        return device_state_suffices(config);
+    };
+    check(suffices([](GenerationConfig&) {}), "the defaults");
+    check(suffices(
+              [](GenerationConfig& c) { c.repetition_penalty = 1.1, c.min_new_tokens = 3, c.logit_bias = {{1, 2.0}}; }),
+          "penalties, bans and biases");
+    check(!suffices([](GenerationConfig& c) { c.repetition_penalty = 1.1, c.repetition_context_size = 8; }),
+          "a window");
+    check(!suffices([](GenerationConfig& c) { c.no_repeat_ngram_size = 3; }), "n-grams");
+    check(!suffices([](GenerationConfig& c) { c.top_logprobs = 2; }), "top_logprobs");
+    check(!suffices([](GenerationConfig& c) { c.entropy = true; }), "entropy");
+}
+
 }  // namespace
 
 }  // namespace demiurgic::test
@@ -204,6 +412,8 @@ int main(int argc, char** argv) {
         {
             {"planned by the host", planned_by_the_host},
             {"log-probabilities", log_probabilities},
+            {"step by step", step_by_step},
+            {"which options the device can follow", which_options_the_device_can_follow},
         },
         argc > 1 ? argv[1] : nullptr);
 }
