@@ -6,6 +6,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "kernels/cuda/launchers.h"
+#include "kernels/cuda/sample_kernels.h"
 
 namespace demiurgic {
 
@@ -30,6 +31,8 @@ void embed(Context& context, const EmbedArgs& args) {
 Kernels cuda_kernels(const Kernels& base) {
     Kernels table = base;
     table.embed = {embed, "cuda"};
+    table.sample = {cuda::sample, "cuda"};
+    table.log_probability = {cuda::log_probability, "cuda"};
     return table;
 }
 
