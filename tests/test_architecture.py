@@ -16,8 +16,8 @@ CXX_LAYERS = [
     {"philox"},
     {"generation_config", "kv_blocks", "kernels", "ngram_index", "draft_budget", "stopwatch"}
     | {"byte_automaton", "token_bytes", "neutral_mode"},
-    {"token_edits", "step_sampling", "model_config", "prompt_lookup", "function_end", "code_block_end", "repetition_guard", "reports"}
-    | {"prefix_index"},
+    {"token_edits", "model_config", "prompt_lookup", "function_end", "code_block_end", "repetition_guard", "reports"}
+    | {"prefix_index", "step_sampling"},
     {"row_text"},
     {"sequence"},
     {"stopping", "weights"},

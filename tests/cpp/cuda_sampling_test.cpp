@@ -66,20 +66,24 @@ void check_same(const cuda::Chosen& chosen, const Sample& expected, bool want_lo
               std::to_string(expected.processed_logprob));
 }
 
-// Of one kind after another: spread, in steps with many ties, all the same, near each other, partly forbidden, wholly; with
-// what is not a number; huge.
+// Numbers far apart and close together, with ties, subnormal, huge, one far above, forbidden ones, and no numbers.
+float random_logit(Random& random, int64_t kind, double width) {
+    const double x = random.between(-width, width) + random.between(-width, width) / 2;
+    if (kind < 8) return static_cast<float>(x);
+    if (kind < 12) return static_cast<float>(std::round(x) / 2);
+    if (kind < 13) return pick(random, {0.0f, -0.0f, 1e-45f, -1e-45f});
+    if (kind < 14) return 1.25f;
+    if (kind < 17) return random.below(3) > 0 ? -kInfinity : static_cast<float>(x);
+    if (kind < 18) return static_cast<float>(x * 3e36);
+    return kind < 19 ? -kInfinity : static_cast<float>(x);
+}
+
 std::vector<float> random_logits(Random& random, int64_t vocab) {
     const int64_t kind = random.below(20);
-    const double width = pick(random, {0.5, 4.0, 12.0, 60.0});
+    const double width = pick(random, {1e-6, 0.5, 4.0, 4.0, 12.0, 60.0});
     std::vector<float> logits;
-    for (int64_t i = 0; i < vocab; ++i) {
-        const double x = random.between(-width, width) + random.between(-width, width) / 2;
-        logits.push_back(static_cast<float>(kind < 8 ? x : kind < 13 ? std::round(x) / 2 : kind < 14 ? 1.25 : x));
-        if (kind >= 14 && kind < 17 && random.below(3) > 0) logits.back() = -kInfinity;
-        if (kind == 17) logits.back() = -kInfinity;
-        if (kind == 18) logits.back() *= 3e36f;
-    }
-    if (kind == 15) logits[random.below(vocab)] = 2.0f;
+    for (int64_t i = 0; i < vocab; ++i) logits.push_back(random_logit(random, kind, width));
+    if (kind == 7 || kind == 11) logits[random.below(vocab)] += pick(random, {27.0f, 28.0f, 81.0f, 1000.0f});
     if (kind == 19) logits[random.below(vocab)] = random.below(2) ? kInfinity : std::nanf("");
     return logits;
 }
@@ -109,14 +113,14 @@ SampleRow random_row(Random& random, int64_t vocab, const std::vector<TokenEdit>
     row.random = pick(random, {random.bits(), random.bits(), random.bits(), uint64_t{0}, ~uint64_t{0}});
     row.greedy = random.below(6) == 0;
     if (row.greedy) return row;
-    row.temperature = pick(random, {1.0f, 0.8f, 0.05f, 1.7f, 1e-3f, 30.0f});
+    row.temperature = pick(random, {1.0f, 0.8f, 0.8f, 0.05f, 1.7f, 1e-3f, 30.0f, 1e4f});
     if (random.below(2)) row.top_k = 1 + random.below(pick(random, {vocab, vocab, std::min<int64_t>(vocab, 60)}));
     if (random.below(2)) {
         row.nucleus = pick(random, {static_cast<int64_t>(random.between(0, 1) * static_cast<double>(kNucleusOff)),
                                     kNucleusOff * 19 / 20, kNucleusOff - 1, int64_t{1}});
     }
     row.typical = random.below(3) == 0;
-    if (random.below(3) == 0) row.min_p = pick(random, {1e-35f, 0.001f, 0.05f, 0.4f, 1.0f});
+    if (random.below(3) == 0) row.min_p = pick(random, {1e-35f, 1e-12f, 0.001f, 0.05f, 0.4f, 1.0f});
     return row;
 }
 
@@ -162,12 +166,13 @@ void planned_by_the_host() {
     };
     in_both_orders([](uint64_t seed) {
         Random random(seed);
-        for (const auto& [vocab, launches, rows] : {Size{5, 40, 5}, {31, 40, 5}, {1000, 30, 4}, {4099, 30, 3}}) {
+        for (const auto& [vocab, launches, rows] :
+             {Size{1, 5, 5}, {5, 40, 5}, {31, 40, 5}, {65, 20, 5}, {1000, 30, 4}, {4099, 30, 3}}) {
             for (int64_t i = 0; i < launches; ++i) check_planned(random, vocab, rows);
         }
     });
     Random random(3);
-    for (int i = 0; i < 12; ++i) check_planned(random, 50000, 1);
+    for (int i = 0; i < 12; ++i) check_planned(random, 50000, 1);  // 32 warps; with and without enough shared memory
 }
 
 void log_probabilities() {
