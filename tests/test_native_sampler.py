@@ -1,4 +1,4 @@
-"""The samplers of the CPU and of CUDA against the reference: every bit of tokens, log-probabilities, reports and errors."""
+"""The samplers of the CPU and of CUDA against the reference: all bits of tokens, log-probabilities, reports, errors."""
 
 import copy
 import functools
