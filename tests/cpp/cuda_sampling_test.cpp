@@ -16,6 +16,7 @@
 #include "kernels/cuda/sampling.h"
 #include "numbers.h"
 #include "philox.h"
+#include "reports.h"
 #include "step_sampling.h"
 #include "token_edits.h"
 
@@ -124,19 +125,46 @@ SampleRow random_row(Random& random, int64_t vocab, const std::vector<TokenEdit>
     return row;
 }
 
+void check_same(const Report* one, const Report* other, const std::string& what) {
+    if (!one) return;
+    for (int64_t i = 0; i < one->num_top; ++i) {
+        const std::string place = what + ": place " + std::to_string(i) + " of " + std::to_string(one->num_top);
+        check(one->ids[i] == other->ids[i],
+              place + " has the token " + std::to_string(one->ids[i]) + ", not " + std::to_string(other->ids[i]));
+        check(same(one->logprobs[i], other->logprobs[i]), place + " has another log-probability");
+    }
+    if (!one->entropy) return;
+    check(same(*one->entropy, *other->entropy),
+          what + ": entropy " + std::to_string(*one->entropy) + ", not " + std::to_string(*other->entropy));
+}
+
+// The same row twice, but for its reports, which have the same wishes.
+void add_reports(Random& random, SampleRow& row, SampleRow& again, ReportMemory& memory) {
+    for (const auto report : {&SampleRow::raw, &SampleRow::processed}) {
+        if (random.below(3) > 0) continue;
+        const int64_t num_top = pick(random, {0, 1, 2, 5, 20, 70, 300, 1000});
+        const bool entropy = num_top == 0 || random.below(2);
+        row.*report = memory.add(num_top, entropy);
+        again.*report = memory.add(num_top, entropy);
+    }
+}
+
 // Rows of one launch, each in memory of exactly its size.
 void check_planned(Random& random, int64_t vocab, int64_t num_rows) {
     const int64_t stride = vocab + random.below(3);
     std::vector<float> logits(static_cast<size_t>(stride * (num_rows - 1) + vocab), std::nanf(""));
     std::vector<std::vector<TokenEdit>> edits;
-    std::vector<SampleRow> rows;
+    std::vector<SampleRow> rows, again;
+    ReportMemory reports;
     for (int64_t r = 0; r < num_rows; ++r) {
         const std::vector<float> own = random_logits(random, vocab);
         std::copy(own.begin(), own.end(), logits.begin() + r * stride);
         edits.push_back(random_edits(random, vocab));
         rows.push_back(random_row(random, vocab, edits.back()));
+        again.push_back(rows.back());
+        add_reports(random, rows.back(), again.back(), reports);
     }
-    for (size_t r = 0; r < rows.size(); ++r) rows[r].edits = edits[r].data();
+    for (size_t r = 0; r < rows.size(); ++r) rows[r].edits = again[r].edits = edits[r].data();
     const int64_t shared = random.below(2) ? kShared : 0;
     std::vector<float> scratch(static_cast<size_t>(cuda::sampler_scratch(num_rows, vocab, shared)));
     const bool want_logprobs = random.below(3) > 0;
@@ -145,9 +173,13 @@ void check_planned(Random& random, int64_t vocab, int64_t num_rows) {
                               {shared, scratch.data()}, nullptr) == cudaSuccess,
           "the launch");
     for (size_t r = 0; r < rows.size(); ++r) {
+        const std::string what = "vocabulary " + std::to_string(vocab) + ", " + text_of(rows[r]);
         const Sample expected =
-            cpu_sample(logits.data() + static_cast<int64_t>(r) * stride, vocab, rows[r], want_logprobs);
-        check_same(chosen[r], expected, want_logprobs, "vocabulary " + std::to_string(vocab) + ", " + text_of(rows[r]));
+            cpu_sample(logits.data() + static_cast<int64_t>(r) * stride, vocab, again[r], want_logprobs);
+        check_same(chosen[r], expected, want_logprobs, what);
+        if (expected.token < 0) continue;
+        check_same(rows[r].raw, again[r].raw, what + ", report of the logits");
+        check_same(rows[r].processed, again[r].processed, what + ", report of what is left");
     }
 }
 

@@ -2,7 +2,7 @@
 
 #include "kernels/kernels.h"
 
-// The sampler's entries of CUDA's table. Rows that want reports go to the reference: it draws the same tokens.
+// The sampler's entries of CUDA's table.
 namespace demiurgic::cuda {
 
 void sample(Context& context, const SampleArgs& args);

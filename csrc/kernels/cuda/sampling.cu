@@ -65,8 +65,8 @@ __global__ void __launch_bounds__(kMostThreads)
                 Chosen* chosen, float* scratch) {
     __shared__ RowSampler::Memory memory;
     const SampleRow& row = rows[blockIdx.x];
-    const Choosing choosing = {row.greedy, row.typical, want_logprobs, row.temperature,
-                               row.min_p,  row.top_k,   row.nucleus,   row.random};
+    const Choosing choosing = {row.greedy, row.typical, want_logprobs, row.temperature, row.min_p,
+                               row.top_k,  row.nucleus, row.random,    row.raw,         row.processed};
     RowSampler sampler(memory, logits + blockIdx.x * stride, row_memory(scratch, vocab), vocab, choosing);
     const Chosen result = sampler.run(PlannedEdits{row.edits, row.num_edits});
     if (threadIdx.x == 0) chosen[blockIdx.x] = result;

@@ -31,12 +31,14 @@ struct Choosing {
     float temperature, min_p;
     int64_t top_k, nucleus;
     uint64_t random;
+    const Report* raw = nullptr;  // as in SampleRow, on the device
+    const Report* processed = nullptr;
 };
 
 class RowSampler {
 public:
-    // Candidates that are left in a list of their own, in order of id, where they are not more.
-    static constexpr int kListed = 2048;
+    // So many candidates at most are copied to a list of their own, in order of id.
+    static constexpr int kListed = kMostReported;
 
     struct Memory {
         Block::Memory block;
@@ -52,6 +54,7 @@ public:
     // is said of it; then for the j-th of edits.num_listed() tokens edits.token(j), edits.of_listed(j, x).
     template <class Edits>
     __device__ Chosen run(const Edits& edits) {
+        if (a.raw) report_raw();
         const float raw_largest = edit(edits);
         if (raw_largest == INFINITY) return none(kNotFinite);
         const float undivided = largest_of(row, vocab);
@@ -67,6 +70,7 @@ public:
             chosen.logprob = log_probability_of(raw[chosen.token] - raw_largest, total);
             chosen.processed_logprob = log_probability_of(values[place.index] - largest, place.total);
         }
+        if (a.processed) report(*a.processed, place.total);
         return chosen;
     }
 
@@ -119,7 +123,8 @@ private:
             if (row[i] == largest) first = min(first, i);
         });
         first = block.smallest(first);
-        return {first, a.want_logprobs ? block.sum(mass_of_row(block, row, vocab, largest)) : 0};
+        const bool want_total = a.want_logprobs || a.processed;
+        return {first, want_total ? block.sum(mass_of_row(block, row, vocab, largest)) : 0};
     }
 
     // Steps 7 to 11. The candidates are `num` values; a token that is out has -inf.
@@ -127,7 +132,8 @@ private:
         const bool has_nucleus = a.nucleus < int64_t{1} << arithmetic::kNucleusBits;
         const float largest_of_thread = divide();
         if (a.top_k < vocab) {
-            keep_top_k(largest_of_thread);
+            const int left = collect_largest(a.top_k, largest_of_thread);
+            if (left > a.top_k) keep_top_k();
             if (has_nucleus) keep_nucleus(target_of(total_mass()));
         } else if (has_nucleus && a.typical) {
             keep_nucleus(target_of(total_mass()));
@@ -198,18 +204,19 @@ private:
     __device__ uint32_t rank_of(float value) const { return key_of(largest) - key_of(value); }
     __device__ float value_of(uint32_t rank) const { return float_of_key(key_of(largest) - rank); }
 
-    // No token of the k largest is smaller than the k-th of the threads' largest.
-    __device__ void keep_top_k(float largest_of_thread) {
+    // The k largest of the row, and more: none of them is smaller than the k-th of the threads' largest.
+    __device__ int collect_largest(int64_t k, float largest_of_thread) {
         const int num_threads = static_cast<int>(blockDim.x);
-        float bound = -INFINITY;
-        if (a.top_k <= num_threads) {
-            const auto rank = [&](int) {
-                return rank_of(largest_of_thread);
-            };  // for_each gives a thread its own number
-            bound = value_of(block.find_cut(num_threads, rank, [](int) { return int64_t{1}; }, a.top_k).rank);
-        }
-        if (collect(bound) <= a.top_k) return;
-        const auto weight = [&](int i) { return static_cast<int64_t>(values[i] > -INFINITY); };
+        if (k > num_threads) return collect(-INFINITY);
+        const auto rank = [&](int) { return rank_of(largest_of_thread); };  // for_each gives a thread its own number
+        return collect(value_of(block.find_cut(num_threads, rank, [](int) { return int64_t{1}; }, k).rank));
+    }
+
+    __device__ bool is_left(int i) const { return values[i] > -INFINITY; }
+
+    // The k largest candidates, and ties with the k-th.
+    __device__ void keep_top_k() {
+        const auto weight = [&](int i) { return static_cast<int64_t>(is_left(i)); };
         const Cut cut = block.find_cut(num, [&](int i) { return rank_of(values[i]); }, weight, a.top_k);
         const float kth = value_of(cut.rank);
         keep([&](int i) { return values[i] >= kth; });
@@ -233,25 +240,27 @@ private:
 
     // Step 9: the first candidates in order until their mass reaches the target, ties in order of id.
     __device__ void keep_nucleus(int64_t target) {
+        const auto weight = [&](int i) { return mass(i); };
         if (a.typical) {
             const int64_t total = total_mass();
-            const float log_scale = log_positive(scale_of(total)), entropy = entropy_of_candidates(total, log_scale);
-            keep_first(target, [&, log_scale, entropy](int i) {
+            const float log_scale = log_positive(scale_of(total)), entropy = entropy_of_candidates(total);
+            const auto rank = [&, log_scale, entropy](int i) {
                 const float surprise = -((values[i] - largest) - log_scale);
                 return key_of(fabsf(surprise - entropy));
-            });
+            };
+            keep_first(target, rank, weight);
             largest = largest_of(values, num);  // it need not be typical
         } else {
-            keep_first(target, [&](int i) { return rank_of(values[i]); });
+            keep_first(target, [&](int i) { return rank_of(values[i]); }, weight);
         }
     }
 
-    template <class Rank>
-    __device__ void keep_first(int64_t target, Rank rank) {
-        const auto weight = [&](int i) { return mass(i); };
+    // The first candidates in order of rank and id until their weight reaches the target.
+    template <class Rank, class Weight>
+    __device__ void keep_first(int64_t target, Rank rank, Weight weight) {
         const Cut cut = block.find_cut(num, rank, weight, target);
         const Place last = block.find_place(
-            num, [&](int i) { return rank(i) == cut.rank ? mass(i) : 0; },
+            num, [&](int i) { return rank(i) == cut.rank ? weight(i) : 0; },
             [&](int64_t) { return target - cut.before - 1; });
         keep([&](int i) {
             const uint32_t r = rank(i);
@@ -260,8 +269,8 @@ private:
     }
 
     // Where their masses sum to `total`. A sum of integers, as the masses are.
-    __device__ float entropy_of_candidates(int64_t total, float log_scale) {
-        const float scale = scale_of(total);
+    __device__ float entropy_of_candidates(int64_t total) {
+        const float scale = scale_of(total), log_scale = log_positive(scale);
         int64_t sum = 0;
         block.for_each(num, [&](int i) {
             const Rounded e = {exponential(i)};
@@ -269,6 +278,58 @@ private:
             sum += mass_of((e / Rounded{scale} * Rounded{-((values[i] - largest) - log_scale)}).v);
         });
         return scale_of(block.sum(sum));
+    }
+
+    // Works in `row`, before it is needed.
+    __device__ void report_raw() {
+        largest = find_largest(block, raw, vocab, [&](int i, float x) { row[i] = x; });
+        values = row;
+        num = vocab;
+        if (fabsf(largest) < INFINITY) report(*a.raw, total_mass());
+    }
+
+    // Of the candidates, whose masses sum to `total`; they are gone then.
+    __device__ void report(const Report& to, int64_t total) {
+        if (to.entropy) {
+            const float entropy = entropy_of_candidates(total);
+            if (threadIdx.x == 0) *to.entropy = entropy;
+        }
+        if (to.num_top > 0) list_top(to, keep_top(to.num_top), total);
+    }
+
+    // The n largest candidates, ties in order of id; to the list. Returns how many there are. n: not more than kListed
+    __device__ int keep_top(int64_t n) {
+        int left;
+        if (values == row) {
+            float most = -INFINITY;
+            block.for_each(num, [&](int i) { most = row[i] > most ? row[i] : most; });
+            left = collect_largest(n, most);
+        } else {
+            int64_t own = 0;
+            block.for_each(num, [&](int i) { own += is_left(i); });
+            left = static_cast<int>(block.sum(own));
+        }
+        if (left <= n) return left;
+        const auto rank = [&](int i) { return rank_of(values[i]); };
+        keep_first(n, rank, [&](int i) { return static_cast<int64_t>(is_left(i)); });
+        if (values == row) collect(-INFINITY);
+        return static_cast<int>(n);
+    }
+
+    __device__ void list_top(const Report& to, int listed, int64_t total) {
+        block.for_each(num, [&](int i) {
+            const float value = values[i];
+            if (!is_left(i)) return;
+            int place = 0;
+            for (int j = 0; j < num; ++j) place += values[j] > value || (values[j] == value && j < i);
+            to.ids[place] = id_of(i);
+            to.logprobs[place] = log_probability_of(value - largest, total);
+        });
+        for (int64_t i = listed + static_cast<int>(threadIdx.x); i < to.num_top; i += blockDim.x) {
+            to.ids[i] = -1;
+            to.logprobs[i] = NAN;
+        }
+        __syncthreads();  // before anybody changes the candidates
     }
 
     Memory& m;

@@ -25,12 +25,15 @@ struct SamplerMemory {
     float* scratch;        // [R, V]; may be null where sampler_scratch says 0
 };
 
+// Most tokens that a report can list.
+constexpr int kMostReported = 2048;
+
 // Floats that `scratch` must hold.
 int64_t sampler_scratch(int64_t num_rows, int64_t vocab, int64_t shared_bytes);
 
-// A token of each row, by options and edits that the host has planned. Reports are not made.
+// A token of each row, by options and edits that the host has planned.
 cudaError_t launch_sample(const float* logits, int64_t stride, int64_t num_rows, int64_t vocab,
-                          const SampleRow* rows,  // [R], with `edits` on the device
+                          const SampleRow* rows,  // [R], with edits and reports on the device
                           bool want_logprobs,
                           Chosen* chosen,  // [R]
                           SamplerMemory memory, cudaStream_t stream);
