@@ -44,6 +44,23 @@ public:
         for (int i = begin_of(n, warp()) + lane(); i < begin_of(n, warp() + 1); i += 32) f(i);
     }
 
+    // As for_each, use(i, load(i)), with several loads under way at once: a store of one item would keep the compiler from
+    // loading the next one before it.
+    template <class Load, class Use>
+    __device__ void for_each_loaded(int n, Load load, Use use) const {
+        constexpr int at_once = 8;
+        const int end = begin_of(n, warp() + 1);
+        for (int first = begin_of(n, warp()) + lane(); first < end; first += 32 * at_once) {
+            decltype(load(0)) loaded[at_once];
+#pragma unroll
+            for (int k = 0; k < at_once; ++k) loaded[k] = load(min(first + 32 * k, end - 1));
+#pragma unroll
+            for (int k = 0; k < at_once; ++k) {
+                if (first + 32 * k < end) use(first + 32 * k, loaded[k]);
+            }
+        }
+    }
+
     // The first of the items of one warp: as many for each warp, in whole groups of 32.
     static __device__ int begin_of(int n, int of_warp) {
         const int each = (n + num_warps() * 32 - 1) / (num_warps() * 32) * 32;

@@ -26,7 +26,8 @@ struct PlannedEdits {
     const TokenEdit* edits;
     int64_t num;
 
-    __device__ float of_any(int, float logit) const { return logit; }
+    __device__ uint32_t note(int) const { return 0; }
+    __device__ float of_any(float logit, uint32_t) const { return logit; }
     __device__ int num_listed() const { return static_cast<int>(num); }
     __device__ int64_t token(int j) const { return edits[j].token; }
     __device__ float of_listed(int j, float logit) const {
@@ -40,16 +41,17 @@ struct CountedEdits {
     const StepSampling& a;
     int64_t position;  // of the token that is drawn
 
-    __device__ Edit edit_of(int64_t token) const {
-        const uint32_t count = a.counts ? a.counts[token] : 0, counted = count & ~kInContext;
+    __device__ Edit edit_of(uint32_t count) const {
+        const uint32_t counted = count & ~kInContext;
         return {0.0f, count & kInContext ? a.repetition : 1.0f,
                 rounded_product(a.frequency, static_cast<float>(counted)), counted > 0 ? a.presence : 0.0f, false};
     }
-    __device__ float of_any(int i, float logit) const { return a.counts && a.counts[i] ? edit_of(i).of(logit) : logit; }
+    __device__ uint32_t note(int64_t token) const { return a.counts ? a.counts[token] : 0; }
+    __device__ float of_any(float logit, uint32_t count) const { return count ? edit_of(count).of(logit) : logit; }
     __device__ int num_listed() const { return a.num_edits; }
     __device__ int64_t token(int j) const { return a.edits[j].token; }
     __device__ float of_listed(int j, float logit) const {
-        Edit edit = edit_of(a.edits[j].token);
+        Edit edit = edit_of(note(a.edits[j].token));
         edit.bias = a.edits[j].bias;
         edit.bans = position < a.edits[j].banned_before;
         return edit.of(logit);
@@ -128,7 +130,8 @@ __global__ void __launch_bounds__(kMostThreads)
     __shared__ Block::Memory memory;
     Block block(memory);
     const float* row = logits + blockIdx.x * stride;
-    const float largest = RowSampler::find_largest(block, row, vocab, [](int, float) {});
+    const float largest =
+        RowSampler::find_largest(block, row, vocab, RowSampler::NoNote{}, [](int, float, uint32_t) {});
     const bool is_finite = fabsf(largest) < INFINITY;
     const int64_t total = is_finite ? block.sum(RowSampler::mass_of_row(block, row, vocab, largest)) : 0;
     if (threadIdx.x > 0) return;

@@ -50,8 +50,8 @@ public:
     __device__ RowSampler(Memory& memory, const float* logits, float* edited, int vocabulary, const Choosing& options)
         : m(memory), block(memory.block), raw(logits), row(edited), vocab(vocabulary), a(options) {}
 
-    // `edits` is what the options do before temperature: edits.of_any(i, x) to the logit x of the token i, whatever else
-    // is said of it; then for the j-th of edits.num_listed() tokens edits.token(j), edits.of_listed(j, x).
+    // `edits` is what the options do before temperature: edits.of_any(x, edits.note(i)) to the logit x of the token i,
+    // whatever else is said of it; then for the j-th of edits.num_listed() tokens edits.token(j), edits.of_listed(j, x).
     template <class Edits>
     __device__ Chosen run(const Edits& edits) {
         if (a.raw) report_raw();
@@ -81,17 +81,26 @@ public:
         return sum;
     }
 
-    // The largest of logits [vocab], infinite where one is NaN or +inf. use(i, logit) is called for each.
-    template <class Use>
-    static __device__ float find_largest(Block& block, const float* logits, int vocab, Use use) {
+    // The largest of logits [vocab], infinite where one is NaN or +inf. use(i, logit, note(i)) is called for each.
+    template <class Note, class Use>
+    static __device__ float find_largest(Block& block, const float* logits, int vocab, Note note, Use use) {
+        struct Loaded {
+            float x;
+            uint32_t note;
+        };
         float most = -INFINITY;
-        block.for_each(vocab, [&](int i) {
-            const float x = logits[i];
-            most = x < INFINITY ? (x > most ? x : most) : INFINITY;
-            use(i, x);
-        });
+        block.for_each_loaded(
+            vocab, [&](int i) { return Loaded{logits[i], note(i)}; },
+            [&](int i, const Loaded& loaded) {
+                const float x = loaded.x;
+                most = x < INFINITY ? (x > most ? x : most) : INFINITY;
+                use(i, x, loaded.note);
+            });
         return block.largest(most);
     }
+    struct NoNote {
+        __device__ uint32_t operator()(int) const { return 0; }
+    };
 
 private:
     static __device__ Chosen none(int64_t code) { return {code, NAN, NAN}; }
@@ -101,7 +110,9 @@ private:
     // Fills `row`; returns the largest raw logit.
     template <class Edits>
     __device__ float edit(const Edits& edits) {
-        const float most = find_largest(block, raw, vocab, [&](int i, float x) { row[i] = edits.of_any(i, x); });
+        const float most = find_largest(
+            block, raw, vocab, [&](int i) { return edits.note(i); },
+            [&](int i, float x, uint32_t note) { row[i] = edits.of_any(x, note); });
         for (int j = static_cast<int>(threadIdx.x); j < edits.num_listed(); j += static_cast<int>(blockDim.x)) {
             const int64_t token = edits.token(j);
             if (token < vocab) row[token] = edits.of_listed(j, raw[token]);
@@ -282,7 +293,7 @@ private:
 
     // Works in `row`, before it is needed.
     __device__ void report_raw() {
-        largest = find_largest(block, raw, vocab, [&](int i, float x) { row[i] = x; });
+        largest = find_largest(block, raw, vocab, NoNote{}, [&](int i, float x, uint32_t) { row[i] = x; });
         values = row;
         num = vocab;
         if (fabsf(largest) < INFINITY) report(*a.raw, total_mass());
