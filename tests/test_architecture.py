@@ -13,10 +13,11 @@ REPOSITORY = Path(__file__).parents[1]
 
 # Lowest first. A file may include those of lower rows, and its own header; a new file needs a place here.
 CXX_LAYERS = [
-    {"generation_config", "philox", "kv_blocks", "kernels", "ngram_index", "draft_budget", "stopwatch"}
+    {"philox"},
+    {"generation_config", "kv_blocks", "kernels", "ngram_index", "draft_budget", "stopwatch"}
     | {"byte_automaton", "token_bytes", "neutral_mode", "home_stream", "cache_budget"},
     {"token_edits", "model_config", "prompt_lookup", "function_end", "code_block_end", "repetition_guard", "reports"}
-    | {"prefix_index"},
+    | {"prefix_index", "step_sampling"},
     {"row_text"},
     {"sequence"},
     {"stopping", "weights"},
@@ -33,7 +34,7 @@ CXX_LAYERS = [
 INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "sequence", "stopping", "scheduler"}
 INTEGERS_ONLY |= {"ngram_index", "prompt_lookup", "draft_budget"}
 INTEGERS_ONLY |= {"byte_automaton", "token_bytes", "function_end", "code_block_end", "repetition_guard", "row_text"}
-INTEGERS_ONLY |= {"reports", "prefix_index", "cache_budget"}
+INTEGERS_ONLY |= {"reports", "prefix_index", "cache_budget", "step_sampling"}
 TENSORS = r"<(ATen|c10|torch|cuda)"
 PYTHON = r"<(pybind11|Python\.h|torch/(csrc/utils/pybind|csrc/python|extension|python)|torch/csrc/autograd/python)"
 MAY_ASK_FOR_DEVICE = ["kernels/kernels.cpp", "kernels/cuda/device.cuh"]

@@ -9,6 +9,7 @@
 #include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/device_code.h"
 #include "kernels/cuda/layer_kernels.h"
+#include "kernels/cuda/sample_kernels.h"
 
 namespace demiurgic {
 
@@ -18,6 +19,8 @@ Kernels make_kernels(const Kernels& reference, at::ScalarType dtype) {
     Kernels table = reference;
     cuda::add_layer_kernels(table, dtype);
     table.attend = {cuda::attend, "cuda"};
+    table.sample = {cuda::sample, "cuda"};
+    table.log_probability = {cuda::log_probability, "cuda"};
     return table;
 }
 

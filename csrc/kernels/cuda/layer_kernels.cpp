@@ -104,9 +104,9 @@ void mlp(Context& context, const MlpArgs& args) {
 
 void head(Context& context, const HeadArgs& args) {
     run(context, args.head.weight.scalar_type(), &Layers::head,
-        Head{args.rows.numel(),
+        Head{args.x.size(0),
              const_data_of<float>(args.x),
-             const_data_of<int64_t>(args.rows),
+             nullptr,
              args.x.size(1),
              args.head.weight.size(0),
              {{args.norm.const_data_ptr(), matrix_of(args.head)}},
