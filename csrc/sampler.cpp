@@ -11,31 +11,18 @@
 #include "kernels/arithmetic.h"
 #include "kernels/reference.h"
 #include "philox.h"
+#include "sample_options.h"
 
 namespace demiurgic {
 
 namespace {
 
 SampleRow row_of(const Sequence& sequence, int64_t position, int64_t vocab) {
-    constexpr int64_t nucleus_unit = int64_t{1} << arithmetic::kNucleusBits;
-    const GenerationConfig& config = *sequence.config;
     const std::vector<TokenEdit>& edits = sequence.edits.all();
-    SampleRow row = {edits.data(),
-                     static_cast<int64_t>(edits.size()),
-                     config.greedy(),
-                     1.0f,
-                     vocab,
-                     nucleus_unit,
-                     false,
-                     0.0f,
-                     token_bits(sequence.seed, static_cast<uint64_t>(position))};
-    if (row.greedy) return row;
-    row.temperature = static_cast<float>(config.temperature);
-    row.typical = config.typical_p < 1.0;
-    const double p = row.typical ? config.typical_p : config.top_p;
-    row.nucleus = std::llround(p * static_cast<double>(nucleus_unit));
-    if (config.top_k > 0) row.top_k = std::min(config.top_k, vocab);
-    row.min_p = static_cast<float>(config.min_p);
+    SampleRow row = sample_options(*sequence.config, vocab);
+    row.edits = edits.data();
+    row.num_edits = static_cast<int64_t>(edits.size());
+    row.random = token_bits(sequence.seed, static_cast<uint64_t>(position));
     return row;
 }
 

@@ -16,14 +16,14 @@ CXX_LAYERS = [
     {"generation_config", "philox", "kv_blocks", "kernels", "ngram_index", "draft_budget", "stopwatch"}
     | {"byte_automaton", "token_bytes", "neutral_mode"},
     {"token_edits", "model_config", "prompt_lookup", "function_end", "code_block_end", "repetition_guard", "reports"}
-    | {"prefix_index"},
+    | {"prefix_index", "sample_options"},
     {"row_text"},
     {"sequence"},
     {"stopping", "weights"},
     {"scheduler", "kv_cache"},
-    {"batch", "sampler", "scorer", "fingerprint"},
+    {"batch", "sampler", "scorer", "fingerprint", "steps_ahead"},
     {"decoder", "rounds", "hooks"},
-    {"draft_model"},
+    {"draft_model", "late_loop"},
     {"drafter"},
     {"engine"},
     {"engine_prefixes"},
@@ -33,7 +33,7 @@ CXX_LAYERS = [
 INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "sequence", "stopping", "scheduler"}
 INTEGERS_ONLY |= {"ngram_index", "prompt_lookup", "draft_budget"}
 INTEGERS_ONLY |= {"byte_automaton", "token_bytes", "function_end", "code_block_end", "repetition_guard", "row_text"}
-INTEGERS_ONLY |= {"reports", "prefix_index"}
+INTEGERS_ONLY |= {"reports", "prefix_index", "sample_options", "steps_ahead"}
 TENSORS = r"<(ATen|c10|torch|cuda)"
 PYTHON = r"<(pybind11|Python\.h|torch/(csrc/utils/pybind|csrc/python|extension|python)|torch/csrc/autograd/python)"
 DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"
