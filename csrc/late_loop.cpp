@@ -37,7 +37,7 @@ void LateLoop::Row::accept(int64_t token) {
     rests = token < 0;
     if (rests) return;
     sequence->append(token);
-    count(token, true);
+    if (needs_counts) count(token, true);
     for (const StepEdit& edit : edits) rests |= edit.ends && edit.token == token;
     rests |= sequence->size() >= limit;
 }
@@ -49,14 +49,13 @@ void LateLoop::begin(const std::vector<LoopRow>& rows) {
     rows_.clear();
     for (const LoopRow& given : rows) {
         const std::vector<int64_t> tokens(given.tokens, given.tokens + given.num_tokens);
-        Row& row = rows_.emplace_back(Row{given.options,
-                                          given.edits,
-                                          {},
-                                          std::make_unique<Sequence>(tokens, config, given.options.seed),
-                                          given.limit});
-        row.sequence->blocks = given.blocks;
-        for (int64_t i = 0; i < given.num_tokens; ++i)
+        auto sequence = std::make_unique<Sequence>(tokens, config, given.options.seed);
+        sequence->blocks = given.blocks;
+        Row& row = rows_.emplace_back(
+            Row{given.options, given.edits, {}, std::move(sequence), given.limit, given.needs_counts});
+        for (int64_t i = 0; i < given.num_tokens && row.needs_counts; ++i) {
             row.count(tokens[static_cast<size_t>(i)], i >= given.first_counted);
+        }
         // Some rows outgrow it: a device's table has its limits too.
         most_blocks_ = std::max(most_blocks_, static_cast<int64_t>(given.blocks.size()) + 2);
     }

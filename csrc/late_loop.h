@@ -39,6 +39,7 @@ private:
         std::unordered_map<int64_t, uint32_t> counts;  // by token, as in StepSampling
         std::unique_ptr<Sequence> sequence;            // its tokens and blocks, without options
         int64_t limit;
+        bool needs_counts;
         bool rests = false;
 
         void count(int64_t token, bool counted);

@@ -11,17 +11,16 @@
 #include "kernels/arithmetic.h"
 #include "kernels/reference.h"
 #include "philox.h"
-#include "sample_options.h"
+#include "step_sampling.h"
 
 namespace demiurgic {
 
 namespace {
 
 SampleRow row_of(const Sequence& sequence, int64_t position, int64_t vocab) {
-    const std::vector<TokenEdit>& edits = sequence.edits.all();
     SampleRow row = sample_options(*sequence.config, vocab);
-    row.edits = edits.data();
-    row.num_edits = static_cast<int64_t>(edits.size());
+    row.edits = sequence.edits.all().data();
+    row.num_edits = static_cast<int64_t>(sequence.edits.all().size());
     row.random = token_bits(sequence.seed, static_cast<uint64_t>(position));
     return row;
 }

@@ -1,25 +1,21 @@
 #include "steps_ahead.h"
 
 #include <algorithm>
-#include <limits>
-#include <map>
 #include <stdexcept>
 #include <thread>
 
-#include "sample_options.h"
+#include "step_sampling.h"
 
 namespace demiurgic {
 
 namespace {
 
-// Whether the options need nothing of the host between two tokens: no code of the user's, no drafts, no reports, and no
-// part of the context that a count of its tokens does not tell.
+// Whether the row needs nothing of the host between two tokens.
 bool runs_alone(const Sequence& sequence) {
     const GenerationConfig& config = *sequence.config;
     const Call& call = *sequence.call;
     return !sequence.scored && config.use_cache && !call.hooks && !call.draft_model && config.speculate.empty() &&
-           config.top_logprobs == 0 && !config.entropy && config.no_repeat_ngram_size == 0 &&
-           !config.repetition_context_size;
+           device_state_suffices(config);
 }
 
 bool is_plain(const Work& part) {
@@ -43,53 +39,17 @@ int64_t StepsAhead::limit_of(const Sequence& sequence) const {
     return std::min(sequence.max_tokens, static_cast<int64_t>(sequence.blocks.size()) * block_size_ + 1);
 }
 
-std::vector<StepEdit> StepsAhead::edits_of(const Sequence& sequence) const {
-    const GenerationConfig& config = *sequence.config;
-    std::map<int64_t, StepEdit> edits;  // by token
-    const auto edit_of = [&edits](int64_t token) -> StepEdit& {
-        return edits.try_emplace(token, StepEdit{0, static_cast<int32_t>(token), 0.0f, false}).first->second;
-    };
-    for (const auto& [token, bias] : config.logit_bias) edit_of(token).bias = static_cast<float>(bias);
-    const int64_t first_end = std::max(config.min_length, sequence.prompt_length + config.min_new_tokens);
-    for (const Ids* ids : {&*config.eos_token_id, &config.stop_token_ids}) {
-        for (const int64_t token : *ids) {
-            if (token >= vocab_) continue;
-            edit_of(token).banned_before = first_end;
-            edit_of(token).ends = true;
-        }
-    }
-    for (const int64_t token : config.bad_token_ids) {
-        edit_of(token).banned_before = std::numeric_limits<int64_t>::max();
-    }
-    std::vector<StepEdit> list;
-    for (const auto& [token, edit] : edits) list.push_back(edit);
-    return list;
-}
-
 LoopRow StepsAhead::loop_row(const Sequence& sequence) const {
     const GenerationConfig& config = *sequence.config;
-    const SampleRow options = sample_options(config, vocab_);
-    LoopRow row = {};
-    row.id = sequence.id;
-    row.tokens = sequence.tokens.data();
-    row.num_tokens = sequence.size();
-    row.first_counted = config.penalize_prompt ? 0 : sequence.prompt_length;
-    row.options.seed = sequence.seed;
-    row.options.top_k = options.top_k;
-    row.options.nucleus = options.nucleus;
-    row.options.temperature = options.temperature;
-    row.options.min_p = options.min_p;
-    row.options.repetition = static_cast<float>(config.repetition_penalty);
-    row.options.frequency = static_cast<float>(config.frequency_penalty);
-    row.options.presence = static_cast<float>(config.presence_penalty);
-    row.options.greedy = options.greedy;
-    row.options.typical = options.typical;
-    row.options.want_logprobs = sequence.call->want_logprobs;
-    row.edits = edits_of(sequence);
-    row.options.num_edits = static_cast<int32_t>(row.edits.size());
-    row.blocks = sequence.blocks;
-    row.limit = limit_of(sequence);
-    return row;
+    return {sequence.id,
+            sequence.tokens.data(),
+            sequence.size(),
+            first_counted(config, sequence.prompt_length),
+            needs_counts(config),
+            step_sampling(config, sequence.seed, vocab_, sequence.call->want_logprobs),
+            step_edits(config, sequence.prompt_length, vocab_),
+            sequence.blocks,
+            limit_of(sequence)};
 }
 
 void StepsAhead::begin(const std::vector<Work>& work) {

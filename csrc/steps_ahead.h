@@ -35,6 +35,7 @@ public:
 
     bool any_in_flight() const { return !in_flight_.empty(); }
     const std::vector<Work>& newest() const { return in_flight_.back(); }
+    const std::vector<Work>& oldest() const { return in_flight_.front(); }
 
     // Whether another step may follow the newest one. Else those in flight are to be read and a new object to be made: so
     // few rows are left of those that a step is made for, or a row's blocks have outgrown the loop.
@@ -60,7 +61,6 @@ private:
     void begin(const std::vector<Work>& work);
     void go_on(const std::vector<Work>& work);
     LoopRow loop_row(const Sequence& sequence) const;
-    std::vector<StepEdit> edits_of(const Sequence& sequence) const;
     int64_t limit_of(const Sequence& sequence) const;
 
     DecodeLoop& loop_;

@@ -16,7 +16,7 @@ CXX_LAYERS = [
     {"generation_config", "philox", "kv_blocks", "kernels", "ngram_index", "draft_budget", "stopwatch"}
     | {"byte_automaton", "token_bytes", "neutral_mode"},
     {"token_edits", "model_config", "prompt_lookup", "function_end", "code_block_end", "repetition_guard", "reports"}
-    | {"prefix_index", "sample_options"},
+    | {"prefix_index", "step_sampling"},
     {"row_text"},
     {"sequence"},
     {"stopping", "weights"},
@@ -33,7 +33,7 @@ CXX_LAYERS = [
 INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "sequence", "stopping", "scheduler"}
 INTEGERS_ONLY |= {"ngram_index", "prompt_lookup", "draft_budget"}
 INTEGERS_ONLY |= {"byte_automaton", "token_bytes", "function_end", "code_block_end", "repetition_guard", "row_text"}
-INTEGERS_ONLY |= {"reports", "prefix_index", "sample_options", "steps_ahead"}
+INTEGERS_ONLY |= {"reports", "prefix_index", "step_sampling", "steps_ahead"}
 TENSORS = r"<(ATen|c10|torch|cuda)"
 PYTHON = r"<(pybind11|Python\.h|torch/(csrc/utils/pybind|csrc/python|extension|python)|torch/csrc/autograd/python)"
 DEVICE = r"\s*#\s*(if|ifdef|ifndef|elif).*(CUDA|HIP|ROCM|MPS|METAL)"

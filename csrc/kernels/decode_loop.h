@@ -13,7 +13,8 @@ struct LoopRow {
     const int64_t* tokens;  // [num_tokens], of which the last one has not gone through the decoder yet
     int64_t num_tokens;
     int64_t first_counted;        // frequency_penalty and presence_penalty look at tokens from this position on
-    StepSampling options;         // without the pointers
+    bool needs_counts;            // of its tokens
+    StepSampling options;         // without edits and counts
     std::vector<StepEdit> edits;  // one a token
     std::vector<int32_t> blocks;  // of the cache, in order of position
     int64_t limit;                // tokens at which it rests: see StepState
@@ -35,7 +36,8 @@ public:
     // Most blocks of a row, until the next begin.
     virtual int64_t most_blocks() const = 0;
 
-    // From the next launch on a row has these blocks, of which it knows the first ones, and this limit. It is not at rest.
+    // From the next launch on a row has these blocks, of which it knows the first ones, and this limit. It may have ended, and
+    // stays at rest then.
     virtual void extend(int64_t row, const std::vector<int32_t>& blocks, int64_t limit) = 0;
 
     // From the next launch on the row takes no part.

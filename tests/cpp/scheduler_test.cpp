@@ -5,11 +5,14 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <deque>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <thread>
 
 #include "check.h"
+#include "steps_ahead.h"
 #include "stopping.h"
 
 namespace demiurgic::test {
@@ -34,11 +37,133 @@ int64_t next_token(const std::vector<int64_t>& tokens, uint64_t seed) {
 
 struct Interrupted {};
 
+struct Slot {
+    int64_t token;  // that stands there
+    int64_t epoch;  // in which it was computed
+};
+
+// A device that decodes by itself, far from the host: it knows what it was told, computes when it likes, in order, and
+// tells what it has given when it likes.
+class FarDevice : public DecodeLoop {
+public:
+    explicit FarDevice(std::vector<Slot>& cache) : cache_(cache) {}
+
+    void set_epoch(int64_t epoch) { epoch_ = epoch; }
+
+    int64_t most_rows() const override { return 6; }
+    int64_t most_blocks() const override { return most_blocks_; }
+
+    void begin(const std::vector<LoopRow>& rows) override {
+        check(queue_.empty() && results_.empty(), "rows are taken up while a step is in flight");
+        rows_.clear();
+        most_blocks_ = 1;
+        for (const LoopRow& row : rows) {
+            rows_.push_back({{row.tokens, row.tokens + row.num_tokens},
+                             row.options.seed,
+                             row.edits,
+                             row.blocks,
+                             row.limit,
+                             row.num_tokens >= row.limit});
+            most_blocks_ = std::max(most_blocks_, static_cast<int64_t>(row.blocks.size()) + 1);
+        }
+    }
+
+    void extend(int64_t row, const std::vector<int32_t>& blocks, int64_t limit) override {
+        queue_.push_back([this, row, blocks, limit] {
+            Row& extended = rows_.at(row);
+            check(std::equal(extended.blocks.begin(), extended.blocks.end(), blocks.begin()), "a row's blocks change");
+            check(static_cast<int64_t>(blocks.size()) <= most_blocks_,
+                  "a row has more blocks than the device has room for");
+            extended.blocks = blocks;
+            extended.limit = limit;
+        });
+    }
+
+    void rest(int64_t row) override {
+        queue_.push_back([this, row] { rows_.at(row).rests = true; });
+    }
+
+    void launch() override {
+        queue_.push_back([this] { step(); });
+        ++num_launched_;
+    }
+
+    bool arrived() override {
+        random_ = mix(random_);
+        for (uint64_t i = random_ % 3; i > 0 && !queue_.empty(); --i) run_next();
+        return !results_.empty() && random_ % 5 == 0;
+    }
+
+    std::vector<StepResult> read() override {
+        std::vector<StepResult> results = std::move(results_.front());
+        results_.pop_front();
+        return results;
+    }
+
+    // Nobody wants the results, but what is launched is computed.
+    void drop() override {
+        while (!queue_.empty()) run_next();
+        results_.clear();
+    }
+
+    int64_t num_launched() const { return num_launched_; }
+
+private:
+    struct Row {
+        std::vector<int64_t> tokens;
+        uint64_t seed;
+        std::vector<StepEdit> edits;
+        std::vector<int32_t> blocks;
+        int64_t limit;
+        bool rests;
+    };
+
+    void run_next() {
+        const std::function<void()> next = std::move(queue_.front());
+        queue_.pop_front();
+        next();
+    }
+
+    Slot& slot(const Row& row, int64_t position) {
+        return cache_.at(row.blocks.at(position / kBlockSize) * kBlockSize + position % kBlockSize);
+    }
+
+    void step() {
+        std::vector<StepResult>& results = results_.emplace_back(rows_.size(), StepResult{});
+        for (size_t i = 0; i < rows_.size(); ++i) {
+            if (!rows_[i].rests) slot(rows_[i], rows_[i].tokens.size() - 1) = {rows_[i].tokens.back(), epoch_};
+        }
+        for (size_t i = 0; i < rows_.size(); ++i) {
+            if (!rows_[i].rests) results[i] = decode(rows_[i]);
+        }
+    }
+
+    StepResult decode(Row& row) {
+        const int64_t size = static_cast<int64_t>(row.tokens.size());
+        for (int64_t i = 0; i < size; ++i) {
+            check(slot(row, i).token == row.tokens[i], "the cache of a row ahead does not hold its token");
+        }
+        const int64_t token = next_token(row.tokens, row.seed);
+        row.tokens.push_back(token);
+        row.rests = size + 1 >= row.limit;
+        for (const StepEdit& edit : row.edits) row.rests |= edit.ends && edit.token == token;
+        return {token, 0.0f, 0.0f, row.rests, 0, size};
+    }
+
+    std::vector<Slot>& cache_;
+    int64_t epoch_ = 0, most_blocks_ = 1, num_launched_ = 0;
+    uint64_t random_ = 1;
+    std::vector<Row> rows_;
+    std::deque<std::function<void()>> queue_;
+    std::deque<std::vector<StepResult>> results_;
+};
+
 // The locks of csrc/engine.cpp, under the same names, around the real scheduler.
 class TestEngine {
 public:
-    TestEngine(int64_t num_blocks, int64_t max_step_tokens, bool keeps_prefixes = false)
-        : scheduler_(blocks_, max_step_tokens, keeps_prefixes ? &kept_.emplace(blocks_) : nullptr) {
+    // `ahead`: steps run ahead where they can.
+    TestEngine(int64_t num_blocks, int64_t max_step_tokens, bool keeps_prefixes = false, bool ahead = false)
+        : scheduler_(blocks_, max_step_tokens, keeps_prefixes ? &kept_.emplace(blocks_) : nullptr), ahead_(ahead) {
         blocks_.grow(num_blocks);
         cache_.resize(num_blocks * kBlockSize, Slot{-1, -1});
     }
@@ -72,7 +197,7 @@ public:
             if (stepping_ || num_adding_ > 0) {
                 step_done_.wait(lock);
             } else {
-                step(lock, interrupt);
+                step(lock, interrupt, call);
             }
         }
         return !call.finished();
@@ -92,6 +217,9 @@ public:
     int64_t num_hits() const { return scheduler_.num_hits(); }
     const PrefixIndex& kept() const { return *kept_; }
     int64_t num_interrupted() const { return num_interrupted_; }
+    int64_t num_launched() const { return device_.num_launched(); }
+    int64_t num_steps_ahead() const { return num_steps_ahead_; }
+    int64_t num_surplus() const { return num_surplus_; }  // tokens
 
 private:
     class Stepping {
@@ -111,10 +239,12 @@ private:
         std::unique_lock<std::mutex>& lock_;
     };
 
-    void step(std::unique_lock<std::mutex>& lock, bool interrupt) {
+    void step(std::unique_lock<std::mutex>& lock, bool interrupt, const Call& call) {
         const Stepping stepping(*this, lock);
         const std::vector<Work> work = scheduler_.plan();
         const int64_t epoch = kept_ ? kept_->epoch() : 0;
+        const bool ahead = ahead_ && StepsAhead::takes(work, device_);
+        if (ahead) scheduler_.make_room_ahead(work);
         lock.unlock();
         for (const BlockCopy& copy : scheduler_.pending_copies()) {
             check(copy.from != copy.to, "a block is copied onto itself");
@@ -123,6 +253,10 @@ private:
         }
         scheduler_.pending_copies().clear();
         check_plan(work);
+        if (ahead) {
+            device_.set_epoch(epoch);
+            return step_ahead(work, lock, interrupt, call);
+        }
         const std::vector<int64_t> tokens = compute(work, epoch);
         if (interrupt) {
             ++num_interrupted_;
@@ -130,6 +264,42 @@ private:
         }
         lock.lock();
         commit(work, tokens);
+    }
+
+    void step_ahead(const std::vector<Work>& work, std::unique_lock<std::mutex>& lock, bool interrupt,
+                    const Call& call) {
+        uint64_t random = mix(static_cast<uint64_t>(device_.num_launched()));
+        StepsAhead steps(device_, kBlockSize, /*vocab=*/1000);
+        steps.launch(work);
+        while (steps.any_in_flight()) {
+            lock.lock();
+            const bool goes_on = (random = mix(random)) % 16 != 0 && may_step_ahead(call) && steps.may_go_on();
+            std::vector<Work> next = goes_on ? scheduler_.plan_ahead(steps.newest()) : std::vector<Work>();
+            num_steps_ahead_ += !next.empty();
+            lock.unlock();
+            if (!next.empty()) steps.launch(std::move(next));
+            const auto poll = [&] {
+                if (!interrupt || (random = mix(random)) % 4 != 0) return;
+                ++num_interrupted_;
+                throw Interrupted{};
+            };
+            const size_t num_parts = steps.oldest().size();
+            const StepsAhead::Results results = steps.read(poll);
+            num_surplus_ += static_cast<int64_t>(num_parts - results.work.size());
+            std::vector<int64_t> tokens;
+            for (const Sample& sample : results.samples) tokens.push_back(sample.token);
+            lock.lock();
+            commit(results.work, tokens);
+            step_done_.notify_all();
+            lock.unlock();
+        }
+        lock.lock();
+    }
+
+    bool may_step_ahead(const Call& call) const {
+        const auto cancelled = [](const std::shared_ptr<Call>& other) { return other->cancelled; };
+        return !call.interruptible && !call.finished() && num_adding_ == 0 &&
+               std::none_of(calls_.begin(), calls_.end(), cancelled);
     }
 
     int64_t slot(const Sequence& sequence, int64_t position) const {
@@ -180,6 +350,7 @@ private:
         for (const auto& [call, in_step] : calls) ++call->num_steps;
         for (size_t i = 0; i < work.size(); ++i) {
             Sequence& sequence = *work[i].sequence;
+            if (sequence.call->cancelled) continue;
             if (tokens[i] >= 0) sequence.append(tokens[i]);
             if (tokens[i] < 0 && !sequence.scored) continue;
             const FinishReason reason = reason_to_stop(sequence);
@@ -203,11 +374,6 @@ private:
         std::erase_if(calls_, [](const auto& call) { return call->finished(); });
     }
 
-    struct Slot {
-        int64_t token;  // that stands there
-        int64_t epoch;  // in which it was computed
-    };
-
     std::mutex mutex_;
     std::condition_variable step_done_;
     bool stepping_ = false;
@@ -217,7 +383,9 @@ private:
     Scheduler scheduler_;
     std::vector<std::shared_ptr<Call>> calls_;
     std::vector<Slot> cache_;  // No lock: the stepping thread's own
-    int64_t num_copies_ = 0, num_interrupted_ = 0;
+    const bool ahead_;
+    FarDevice device_{cache_};
+    int64_t num_copies_ = 0, num_interrupted_ = 0, num_steps_ahead_ = 0, num_surplus_ = 0;
 };
 
 // One call, drawn from a number: prompts, copies of each, options.
@@ -235,6 +403,11 @@ struct Plan {
         scored = draw(5) == 0;
         const int64_t copies = scored ? 1 : 1 + draw(4), num_prompts = 1 + draw(3);
         call->max_running = 1 + draw(6);
+        call->interruptible = draw(4) == 0;
+        if (draw(2)) {  // nothing that a device could not follow
+            config->repetition_context_size = std::nullopt;
+            config->no_repeat_ngram_size = 0;
+        }
         for (int64_t i = 0; i < num_prompts; ++i) {
             std::vector<int64_t> prompt;
             const int64_t length = 1 + draw(100);
@@ -333,6 +506,35 @@ void many_threads_share_kept_prefixes() {
           "no prefix was found or evicted, or no sequence preempted: the test shows little");
     engine.drop_prefixes();
     check(engine.blocks().num_used() == 0 && engine.kept().num_tokens() == 0, "dropped prefixes hold blocks");
+}
+
+void many_threads_run_ahead(bool keeps_prefixes) {
+    TestEngine engine(/*num_blocks=*/40, /*max_step_tokens=*/40, keeps_prefixes, /*ahead=*/true);
+    use_by_many_threads(engine, keeps_prefixes);
+    check(engine.blocks().num_used() == (keeps_prefixes ? engine.kept().num_blocks() : 0), "blocks are held by nobody");
+    check(engine.num_interrupted() > 0 && engine.num_steps_ahead() > 0, "no step was interrupted or ran ahead");
+}
+
+void many_threads_get_ahead_what_one_would() { many_threads_run_ahead(false); }
+
+void many_threads_share_kept_prefixes_ahead() { many_threads_run_ahead(true); }
+
+// By one thread, so that what happens is the same each time; in a cache that is too small, and in one where nobody waits
+// for a block.
+void one_thread_runs_ahead() {
+    int64_t num_preempted = 0, num_surplus = 0, num_ahead = 0, num_launched = 0;
+    for (const int64_t num_blocks : {14, 80}) {
+        TestEngine engine(num_blocks, /*max_step_tokens=*/40, /*keeps_prefixes=*/num_blocks == 80, /*ahead=*/true);
+        use(engine, /*thread=*/9, /*num_calls=*/300, /*keeps_prefixes=*/num_blocks == 80);
+        num_preempted += engine.num_preemptions();
+        num_surplus += engine.num_surplus();
+        num_ahead += engine.num_steps_ahead();
+        num_launched += engine.num_launched();
+    }
+    std::printf("        %d of %d launched steps ran ahead, %d tokens were surplus\n", static_cast<int>(num_ahead),
+                static_cast<int>(num_launched), static_cast<int>(num_surplus));
+    check(num_preempted > 0 && num_surplus > 20 && num_ahead > 200 && num_launched > num_ahead + 200,
+          "too little ran ahead, or was surplus or preempted: the test shows little");
 }
 
 // The index against a list of what it was given: the longest common prefix with any of it, in blocks that hold it.
@@ -473,6 +675,9 @@ int main(int argc, char** argv) {
         {
             {"many threads get what one would", many_threads_get_what_one_would},
             {"many threads share kept prefixes", many_threads_share_kept_prefixes},
+            {"one thread runs ahead", one_thread_runs_ahead},
+            {"many threads get ahead what one would", many_threads_get_ahead_what_one_would},
+            {"many threads share kept prefixes ahead", many_threads_share_kept_prefixes_ahead},
             {"the index finds the longest prefix", the_index_finds_the_longest_prefix},
             {"the least recently used is evicted first", the_least_recently_used_is_evicted_first},
             {"a call is cancelled by another thread", a_call_is_cancelled_by_another_thread},
