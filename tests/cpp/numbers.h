@@ -35,6 +35,7 @@ struct Format {
 
     // To the nearest, ties to even; x is a number.
     uint16_t encode(double x) const {
+        if (x == 0) return sign_of(x);
         int exponent;
         std::frexp(x, &exponent);
         exponent = std::max(exponent - 1, 1 - bias());
