@@ -67,11 +67,15 @@ Engine::Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_
       drafter_(max_step_tokens),
       loop_(make_loop()) {}
 
-// DEMIURGIC_STEPS=ahead runs steps ahead on any device, for tests.
+// DEMIURGIC_STEPS=ahead runs steps ahead on any device, for tests; =simple on none.
 std::unique_ptr<DecodeLoop> Engine::make_loop() {
-    const char* steps = std::getenv("DEMIURGIC_STEPS");
-    if (!steps || std::string(steps) != "ahead") return nullptr;
-    return std::make_unique<LateLoop>(kernels_, decoder_, cache_, kBlockSize, weights_.device());
+    const char* choice = std::getenv("DEMIURGIC_STEPS");
+    const std::string steps = choice ? choice : "";
+    if (steps == "ahead") {
+        return std::make_unique<LateLoop>(kernels_, decoder_, cache_, kBlockSize, weights_.device());
+    }
+    if (!kernels_.decode_loop || steps == "simple") return nullptr;
+    return kernels_.decode_loop(decoder_.loop_model(cache_, kBlockSize));
 }
 
 bool Engine::serves(const Weights& weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens) const {
