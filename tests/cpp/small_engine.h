@@ -78,6 +78,7 @@ public:
         --num_adding_;
         for (const auto& sequence : call->sequences) {
             ++call->num_unfinished;
+            sequence->id = num_sequences_++;
             scheduler_.add(*sequence);
             const FinishReason reason = reason_to_stop(*sequence);
             if (reason != FinishReason::none) finish(*sequence, reason);
@@ -281,7 +282,8 @@ private:
     std::vector<std::shared_ptr<Call>> calls_;
     Memory cache_;  // No lock: the stepping thread's own
     std::unique_ptr<DecodeLoop> loop_;
-    int64_t num_launched_ = 0, num_copies_ = 0, num_interrupted_ = 0, num_steps_ahead_ = 0, num_surplus_ = 0;
+    int64_t num_sequences_ = 0, num_launched_ = 0, num_copies_ = 0, num_interrupted_ = 0, num_steps_ahead_ = 0,
+            num_surplus_ = 0;
 };
 
 // One call, drawn from a number: prompts, copies of each, options.
