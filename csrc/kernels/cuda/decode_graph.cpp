@@ -1,6 +1,5 @@
 #include "kernels/cuda/decode_graph.h"
 
-#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
@@ -58,19 +57,24 @@ struct LayerTable {
     MlpWeights mlp;
 };
 struct ModelTable {
-    RotaryTable rotary;
     EmbedWeights embed;
     HeadWeights head;
 };
+
+// In memory of either side; on the device for their addresses only.
+const ModelTable& model_table(const at::Tensor& memory) {
+    return *static_cast<const ModelTable*>(memory.const_data_ptr());
+}
+const LayerTable* layer_tables(const at::Tensor& memory) {
+    return reinterpret_cast<const LayerTable*>(&model_table(memory) + 1);
+}
 
 // Activations and scratch memory of a step of one shape: all that its kernels write to beside the state and the cache.
 struct Workspace {
     at::Tensor x;         // [B, H] float32
     at::Tensor q;         // [B, heads * d]
     at::Tensor attended;  // [B, heads * d]
-    at::Tensor cos, sin;  // [B, d / 2]
     at::Tensor logits;    // [B, V]
-    at::Tensor ids;       // [B]: 0, 1, 2, ...
     at::Tensor products, attention, sampler;
 };
 
@@ -126,7 +130,7 @@ private:
     void record(const StepState& state, int64_t rows, const Workspace& w, cudaStream_t stream) const;
     void record_layer(size_t i, const StepState& state, int64_t rows, const Workspace& w, cudaStream_t stream) const;
     void write_table();
-    std::vector<const void*> cache_addresses() const;
+    std::vector<const void*> captured_addresses() const;
     Norm norm_of(const at::Tensor& weight) const {
         return {weight.scalar_type() == at::kFloat, static_cast<float>(model_.norm_eps)};
     }
@@ -143,7 +147,7 @@ private:
     at::Tensor table_,
         table_image_;       // ModelTable, then a LayerTable for each layer; on the device and, pinned, on the host
     at::Tensor cos_, sin_;  // [P, d / 2]
-    std::vector<const void*> cache_;  // where it lay when the graphs were captured
+    std::vector<const void*> captured_;  // where cache and angles lie by the captured graphs
     std::vector<at::Tensor> memory_;
     std::vector<std::unique_ptr<Captured>> graphs_;
     cudaEvent_t marks_[StepLoop::kMostInFlight] = {};
@@ -174,8 +178,8 @@ GraphDevice::~GraphDevice() {
     C10_CUDA_CHECK_WARN(cudaStreamDestroy(side_));
 }
 
-std::vector<const void*> GraphDevice::cache_addresses() const {
-    std::vector<const void*> addresses;
+std::vector<const void*> GraphDevice::captured_addresses() const {
+    std::vector<const void*> addresses = {cos_.const_data_ptr(), sin_.const_data_ptr()};
     for (const auto* tensors : {&model_.keys, &model_.values}) {
         for (const at::Tensor& tensor : *tensors) addresses.push_back(tensor.const_data_ptr());
     }
@@ -185,9 +189,9 @@ std::vector<const void*> GraphDevice::cache_addresses() const {
 bool GraphDevice::refresh(int64_t most_positions) {
     std::tie(cos_, sin_) = model_.rotary(most_positions);
     write_table();
-    std::vector<const void*> addresses = cache_addresses();
-    if (addresses == cache_) return false;
-    cache_ = std::move(addresses);
+    std::vector<const void*> addresses = captured_addresses();
+    if (addresses == captured_) return false;
+    captured_ = std::move(addresses);
     return true;
 }
 
@@ -196,7 +200,6 @@ void GraphDevice::write_table() {
     std::vector<unsigned char> now(static_cast<size_t>(table_image_.numel()), 0);
     auto* model = reinterpret_cast<ModelTable*>(now.data());
     auto* layers = reinterpret_cast<LayerTable*>(model + 1);
-    model->rotary = {cos_.const_data_ptr<float>(), sin_.const_data_ptr<float>()};
     model->embed = {model_.embedding.const_data_ptr(), model_.embedding.stride(0)};
     model->head = {model_.norm.const_data_ptr(), matrix_of(model_.head)};
     for (size_t i = 0; i < model_.layers.size(); ++i) {
@@ -225,62 +228,66 @@ Workspace GraphDevice::make_workspace(const StepState& state, int64_t rows) cons
     w.x = floats(hidden_);
     w.q = floats(widest_q);
     w.attended = floats(widest_q);
-    w.cos = floats(cos_.size(1));
-    w.sin = floats(cos_.size(1));
     w.logits = floats(vocab_);
-    w.ids = at::arange(rows, on_device_.dtype(at::kLong));
     w.products = scratch(scratch_bytes(rows, widest, model_.embedding.element_size()));
     w.attention = scratch(attention);
     w.sampler = scratch(sampler_scratch(rows, vocab_, sampler_bytes_) * static_cast<int64_t>(sizeof(float)));
     return w;
 }
 
-// Six kernels a layer. Each but the first may start while the one before it ends; the first may not: what runs before it on
-// the stream may be the user's, and write weights.
+// Six kernels, of which each may start while the one before it ends.
 void GraphDevice::record_layer(size_t i, const StepState& state, int64_t rows, const Workspace& w,
                                cudaStream_t stream) const {
     const LoopLayer& layer = model_.layers[i];
-    const auto* table = reinterpret_cast<const LayerTable*>(static_cast<const unsigned char*>(table_.const_data_ptr()) +
-                                                            sizeof(ModelTable)) +
-                        i;
-    const auto* image = reinterpret_cast<const LayerTable*>(
-                            static_cast<const unsigned char*>(table_image_.const_data_ptr()) + sizeof(ModelTable)) +
-                        i;
+    const LayerTable &table = layer_tables(table_)[i], &image = layer_tables(table_image_)[i];
     const Launch launch{stream, w.products.data_ptr(), overlaps_};
-    const Rows all{rows};
-    float* x = w.x.data_ptr<float>();
-    float* q = w.q.data_ptr<float>();
-    float* attended = w.attended.data_ptr<float>();
+    auto* x = w.x.data_ptr<float>();
+    auto* q = w.q.data_ptr<float>();
+    auto* attended = w.attended.data_ptr<float>();
     const int64_t heads = layer.num_heads, kv_heads = layer.num_kv_heads, d = layer.head_dim;
     void* keys = model_.keys[i].data_ptr();
     void* values = model_.values[i].data_ptr();
 
-    C10_CUDA_CHECK(layers_.attention_in({all,
-                                         x,
-                                         hidden_,
-                                         {image->attention_in, &table->attention_in},
-                                         norm_of(layer.attention_norm),
-                                         w.cos.const_data_ptr<float>(),
-                                         w.sin.const_data_ptr<float>(),
-                                         state.slots,
-                                         heads,
-                                         kv_heads,
-                                         d,
-                                         model_.block_size,
-                                         keys,
-                                         values,
-                                         q},
-                                        launch));
-    const AttendTiles tiles = attend_tiles(rows, 1, heads / kv_heads);
-    const bool splits = attend_splits(tiles, kv_heads, state.most_blocks);
-    C10_CUDA_CHECK(attend_({q, keys, values, state.rows, state.block_table, state.most_blocks, rows, heads, kv_heads, d,
-                            static_cast<float>(1.0 / std::sqrt(static_cast<double>(d))), tiles, attended,
-                            splits ? w.attention.data_ptr() : nullptr},
-                           stream, overlaps_));
+    AttentionIn in = {};
+    in.num_tokens = rows;
+    in.x = x;
+    in.hidden = hidden_;
+    in.weights = {image.attention_in, &table.attention_in};
+    in.norm = norm_of(layer.attention_norm);
+    in.cos = cos_.const_data_ptr<float>();
+    in.sin = sin_.const_data_ptr<float>();
+    in.positions = state.positions;
+    in.slots = state.slots;
+    in.heads = heads;
+    in.kv_heads = kv_heads;
+    in.head_dim = d;
+    in.block_size = model_.block_size;
+    in.k_cache = keys;
+    in.v_cache = values;
+    in.q_out = q;
+    C10_CUDA_CHECK(layers_.attention_in(in, launch));
+
+    Attend attend = {};
+    attend.q = q;
+    attend.keys = keys;
+    attend.values = values;
+    attend.rows = state.rows;
+    attend.block_table = state.block_table;
+    attend.most_blocks = state.most_blocks;
+    attend.num_tokens = rows;
+    attend.heads = heads;
+    attend.kv_heads = kv_heads;
+    attend.d = d;
+    attend.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)));
+    attend.tiles = attend_tiles(rows, /*most_tokens=*/1, heads / kv_heads);
+    attend.out = attended;
+    if (attend_splits(attend.tiles, kv_heads, state.most_blocks)) attend.scratch = w.attention.data_ptr();
+    C10_CUDA_CHECK(attend_(attend, stream, overlaps_));
+
     C10_CUDA_CHECK(layers_.attention_out(
-        {all, attended, heads * d, {image->attention_out, &table->attention_out}, hidden_, x}, launch));
-    C10_CUDA_CHECK(layers_.mlp({all,
-                                {image->mlp, &table->mlp},
+        {rows, attended, heads * d, {image.attention_out, &table.attention_out}, hidden_, x}, launch));
+    C10_CUDA_CHECK(layers_.mlp({rows,
+                                {image.mlp, &table.mlp},
                                 norm_of(layer.mlp_norm),
                                 layer.gate.weight.defined(),
                                 layer.activation,
@@ -290,26 +297,17 @@ void GraphDevice::record_layer(size_t i, const StepState& state, int64_t rows, c
                                launch));
 }
 
-// The kernels of a step, into a stream.
+// The kernels of a step, into a stream. The first one waits for the end of what runs before it: that may be the user's, and
+// write weights.
 void GraphDevice::record(const StepState& state, int64_t rows, const Workspace& w, cudaStream_t stream) const {
-    const auto* table = static_cast<const ModelTable*>(table_.const_data_ptr());
-    const auto* image = static_cast<const ModelTable*>(table_image_.const_data_ptr());
-    const Launch launch{stream, w.products.data_ptr(), overlaps_};
-    float* x = w.x.data_ptr<float>();
-    float* logits = w.logits.data_ptr<float>();
-    C10_CUDA_CHECK(launch_rotary(&table->rotary, state.positions, rows, w.cos.size(1), w.cos.data_ptr<float>(),
-                                 w.sin.data_ptr<float>(), stream));
-    C10_CUDA_CHECK(layers_.embed({{rows}, state.tokens, {image->embed, &table->embed}, hidden_, x}, launch));
+    const ModelTable &table = model_table(table_), &image = model_table(table_image_);
+    const Launch first{stream, w.products.data_ptr(), false}, later{stream, w.products.data_ptr(), overlaps_};
+    auto* x = w.x.data_ptr<float>();
+    auto* logits = w.logits.data_ptr<float>();
+    C10_CUDA_CHECK(layers_.embed({rows, state.tokens, {image.embed, &table.embed}, hidden_, x}, first));
     for (size_t i = 0; i < model_.layers.size(); ++i) record_layer(i, state, rows, w, stream);
-    C10_CUDA_CHECK(layers_.head({{rows},
-                                 x,
-                                 w.ids.const_data_ptr<int64_t>(),
-                                 hidden_,
-                                 vocab_,
-                                 {image->head, &table->head},
-                                 norm_of(model_.norm),
-                                 logits},
-                                launch));
+    C10_CUDA_CHECK(layers_.head(
+        {rows, x, nullptr, hidden_, vocab_, {image.head, &table.head}, norm_of(model_.norm), logits}, later));
     C10_CUDA_CHECK(launch_sample_step(logits, vocab_, rows, vocab_, state,
                                       {sampler_bytes_, static_cast<float*>(w.sampler.data_ptr())}, overlaps_, stream));
 }
