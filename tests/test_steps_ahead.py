@@ -1,4 +1,4 @@
-"""Steps that are launched before the tokens of the step before are read: every result is that of one step after the other."""
+"""Steps launched before the tokens of the step before are read: results are those of one step after the other."""
 
 import threading
 
