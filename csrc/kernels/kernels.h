@@ -23,6 +23,10 @@ struct Entries;
 struct Member;
 }  // namespace cpu
 
+namespace cuda {
+struct AttendPlan;
+}  // namespace cuda
+
 // A matrix product by live weights: x @ weight^T + bias.
 struct Linear {
     at::Tensor weight;  // [out, in]
@@ -38,6 +42,7 @@ struct Context {
     int64_t own_scratch = 0;              // bytes of it that belong to each thread, behind the shared ones
     const cpu::Member* member = nullptr;  // this thread, where a team of threads walks the step
     bool is_first = true;                 // of the team: the thread that polls
+    std::shared_ptr<cuda::AttendPlan> attend_plan = {};
 };
 
 struct EmbedArgs {

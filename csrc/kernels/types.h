@@ -12,6 +12,8 @@ struct BatchRow {
     int64_t first;           // index of its first token
     int64_t num_tokens;      // of this step
     int64_t context_length;  // positions it attends to, those of this step included
+
+    bool operator==(const BatchRow&) const = default;
 };
 
 // The largest numbers of one step.

@@ -5,6 +5,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/launchers.h"
 
 namespace demiurgic {
@@ -30,6 +31,7 @@ void embed(Context& context, const EmbedArgs& args) {
 Kernels cuda_kernels(const Kernels& base) {
     Kernels table = base;
     table.embed = {embed, "cuda"};
+    table.attend = {cuda::attend, "cuda"};
     return table;
 }
 

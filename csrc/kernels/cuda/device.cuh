@@ -127,6 +127,41 @@ __device__ __forceinline__ void store_floats(T* to, const float (&from)[kVector<
     *reinterpret_cast<uint4*>(to) = bits;
 }
 
+// Copies 16 bytes to shared memory without a register between, from sm_80 on. Both are aligned to 16 bytes. What is copied is
+// there after wait_for_copies and a __syncthreads.
+__device__ __forceinline__ void copy_async(void* to_shared, const void* from) {
+#ifdef __CUDACC__
+    const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(to_shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+#else
+    memcpy(to_shared, from, 16);
+#endif
+}
+
+// A thread's copies since the last call become a group.
+__device__ __forceinline__ void end_copy_group() {
+#ifdef __CUDACC__
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits for a thread's own groups but the newest `PENDING`.
+template <int PENDING>
+__device__ __forceinline__ void wait_for_copies() {
+#ifdef __CUDACC__
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+#endif
+}
+
+// Lets the line at `from` come to the L2 cache.
+__device__ __forceinline__ void prefetch(const void* from) {
+#ifdef __CUDACC__
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+#else
+    (void)from;
+#endif
+}
+
 // --- warps -------------------------------------------------------------------------------------------------------------
 
 // The sum over a warp, by a tree of fixed shape: all lanes get the same bits.

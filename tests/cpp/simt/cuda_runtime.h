@@ -153,6 +153,7 @@ inline unsigned __activemask() = delete;  // what it gives is the device's busin
 // --- memory ------------------------------------------------------------------------------------------------------------
 inline void __threadfence() {}
 inline void __threadfence_block() {}
+inline void __threadfence_system() {}
 template <class T>
 T __ldg(const T* from) {
     return *from;
