@@ -5,8 +5,9 @@
 namespace demiurgic {
 
 // Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
-// Returns the first 64 of its 128 output bits. The same (key, counter, stream) gives the same bits on every machine.
-inline uint64_t philox(uint64_t key, uint64_t counter, uint64_t stream) {
+// Returns the first 64 of its 128 output bits. The same (key, counter, stream) gives the same bits on every machine,
+// and on the device: nvcc takes constexpr functions for it too.
+constexpr uint64_t philox(uint64_t key, uint64_t counter, uint64_t stream) {
     uint32_t c0 = static_cast<uint32_t>(counter), c1 = static_cast<uint32_t>(counter >> 32);
     uint32_t c2 = static_cast<uint32_t>(stream), c3 = static_cast<uint32_t>(stream >> 32);
     uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
@@ -24,9 +25,9 @@ inline uint64_t philox(uint64_t key, uint64_t counter, uint64_t stream) {
 }
 
 // The 64 random bits that decide the token at `position` (index in its sequence, prompt included, padding not).
-inline uint64_t token_bits(uint64_t seed, uint64_t position) { return philox(seed, position, 0); }
+constexpr uint64_t token_bits(uint64_t seed, uint64_t position) { return philox(seed, position, 0); }
 
 // The seed of the i-th of several rows that share one given seed; the first keeps it.
-inline uint64_t derive_seed(uint64_t seed, uint64_t i) { return i == 0 ? seed : philox(seed, i, 1); }
+constexpr uint64_t derive_seed(uint64_t seed, uint64_t i) { return i == 0 ? seed : philox(seed, i, 1); }
 
 }  // namespace demiurgic

@@ -13,7 +13,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 # Lowest first. A file may include those of lower rows, and its own header; a new file needs a place here.
 CXX_LAYERS = [
-    {"generation_config", "philox", "kv_blocks", "kernels", "ngram_index", "draft_budget", "stopwatch"}
+    {"philox"},
+    {"generation_config", "kv_blocks", "kernels", "ngram_index", "draft_budget", "stopwatch"}
     | {"byte_automaton", "token_bytes", "neutral_mode"},
     {"token_edits", "model_config", "prompt_lookup", "function_end", "code_block_end", "repetition_guard", "reports"}
     | {"prefix_index", "step_sampling"},

@@ -1,5 +1,6 @@
-"""The CPU's own sampler against the reference: every bit of tokens, log-probabilities, reports and errors."""
+"""The samplers of the CPU and of CUDA against the reference: all bits of tokens, log-probabilities, reports, errors."""
 
+import copy
 import functools
 import math
 import random
@@ -9,6 +10,7 @@ import torch
 from models import fixed_logits_model
 
 from demiurgic import _C, GenerationConfig
+from demiurgic._build_info import CUDA_ARCHITECTURES
 from demiurgic.engine import Generation
 
 INF = math.inf
@@ -152,6 +154,15 @@ def test_native_is_the_reference(isa, make):
     assert reasons == {"error"} if make in (all_forbidden, not_finite) else reasons >= {"length", "error"}
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("make", dict.fromkeys(LOGITS), ids=lambda make: make.__name__)
+def test_cuda_is_the_reference(make):
+    name = "cuda" if CUDA_ARCHITECTURES else "reference"
+    assert _C.kernels_info("cuda")["sample"] == _C.kernels_info("cuda")["log_probability"] == name
+    for number, (model, prompts, configs, expected) in enumerate(random_cases(make)):
+        check(copy.deepcopy(model).cuda(), prompts, configs, expected, number)
+
+
 REPORTS = {"top_logprobs": 20, "top_logprobs_mode": "both", "entropy": True}
 FILTERS = [
     {"do_sample": False},
@@ -197,3 +208,9 @@ def test_a_large_vocabulary(threads):
             check(*case, threads)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.cuda
+def test_a_large_vocabulary_on_cuda():
+    for model, prompts, configs, expected in large_cases():
+        check(copy.deepcopy(model).cuda(), prompts, configs, expected, "cuda")

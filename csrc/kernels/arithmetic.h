@@ -3,8 +3,8 @@
 #include <cstdint>
 
 // The sampler's arithmetic. exp and log are polynomials (Cephes, S. Moshier) of separate float32 multiplications and
-// additions, so that every device and instruction set gives the same bits. T is float or a float32 tensor: both have the
-// operators. Compile with -ffp-contract=off.
+// additions, so that every device and instruction set gives the same bits. T is float, or what has its operators: a tensor, lanes.
+// Compile with -ffp-contract=off. constexpr: that is how nvcc takes a function for the device too.
 namespace demiurgic::arithmetic {
 
 constexpr float kLog2E = 1.44269504088896341f;
@@ -13,7 +13,7 @@ constexpr float kLn2Low = -2.12194440e-4f;
 
 // e^r for |r| <= ln(2) / 2
 template <class T>
-T exp_polynomial(const T& r) {
+constexpr T exp_polynomial(const T& r) {
     T p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
@@ -24,7 +24,7 @@ T exp_polynomial(const T& r) {
 
 // ln(1 + f) for sqrt(1/2) <= 1 + f <= sqrt(2)
 template <class T>
-T log_polynomial(const T& f) {
+constexpr T log_polynomial(const T& f) {
     const T square = f * f;
     T p = f * 7.0376836292e-2f + -1.1514610310e-1f;
     p = p * f + 1.1676998740e-1f;

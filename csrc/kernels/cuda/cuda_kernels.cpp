@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/launchers.h"
+#include "kernels/cuda/sample_kernels.h"
 
 namespace demiurgic {
 
@@ -32,6 +33,8 @@ Kernels cuda_kernels(const Kernels& base) {
     Kernels table = base;
     table.embed = {embed, "cuda"};
     table.attend = {cuda::attend, "cuda"};
+    table.sample = {cuda::sample, "cuda"};
+    table.log_probability = {cuda::log_probability, "cuda"};
     return table;
 }
 

@@ -162,6 +162,24 @@ __device__ __forceinline__ void prefetch(const void* from) {
 #endif
 }
 
+// --- arithmetic --------------------------------------------------------------------------------------------------------
+
+// Rounded once: nvcc fuses a multiplication and an addition of plain floats.
+__host__ __device__ __forceinline__ float rounded_product(float a, float b) {
+#ifdef __CUDA_ARCH__
+    return __fmul_rn(a, b);
+#else
+    return a * b;
+#endif
+}
+__host__ __device__ __forceinline__ float rounded_sum(float a, float b) {
+#ifdef __CUDA_ARCH__
+    return __fadd_rn(a, b);
+#else
+    return a + b;
+#endif
+}
+
 // --- warps -------------------------------------------------------------------------------------------------------------
 
 // The sum over a warp, by a tree of fixed shape: all lanes get the same bits.
