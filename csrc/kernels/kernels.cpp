@@ -55,8 +55,7 @@ const Kernels& kernels_for(at::Device device, at::ScalarType dtype) {
     if (forced == "reference") return reference_kernels();
 #ifdef DEMIURGIC_CUDA
     if (device.is_cuda()) {
-        static const Kernels table = cuda_kernels(reference_kernels());
-        return table;
+        if (const Kernels* native = cuda_kernels(dtype, reference_kernels())) return *native;
     }
 #endif
     if (device.is_cpu()) {

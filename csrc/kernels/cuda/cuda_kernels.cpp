@@ -3,39 +3,36 @@
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 
 #include "kernels/cuda/attention_kernels.h"
-#include "kernels/cuda/launchers.h"
+#include "kernels/cuda/decode_graph.h"
+#include "kernels/cuda/layer_kernels.h"
 #include "kernels/cuda/sample_kernels.h"
 
 namespace demiurgic {
 
 namespace {
 
-void embed(Context& context, const EmbedArgs& args) {
-    const auto& [tokens, table, out] = args;
-    const auto element_bytes = static_cast<int>(table.element_size());
-    const bool rows_of_bits = (element_bytes == 2 || element_bytes == 4) && table.stride(1) == 1;
-    if (!rows_of_bits || !tokens.is_contiguous() || !out.is_contiguous() || out.scalar_type() != table.scalar_type()) {
-        reference_kernels().embed(context, args);
-        return;
-    }
-    const c10::cuda::CUDAGuard guard(context.device);
-    C10_CUDA_CHECK(launch_embed(tokens.const_data_ptr<int64_t>(), table.const_data_ptr(), table.stride(0),
-                                out.mutable_data_ptr(), tokens.numel(), table.size(1), element_bytes,
-                                c10::cuda::getCurrentCUDAStream(context.device.index())));
+Kernels make_kernels(const Kernels& reference, at::ScalarType dtype) {
+    Kernels table = reference;
+    cuda::add_layer_kernels(table, dtype);
+    table.attend = {cuda::attend, "cuda"};
+    table.sample = {cuda::sample, "cuda"};
+    table.log_probability = {cuda::log_probability, "cuda"};
+    table.decode_loop = make_graph_loop;
+    return table;
 }
 
 }  // namespace
 
-Kernels cuda_kernels(const Kernels& base) {
-    Kernels table = base;
-    table.embed = {embed, "cuda"};
-    table.attend = {cuda::attend, "cuda"};
-    table.sample = {cuda::sample, "cuda"};
-    table.log_probability = {cuda::log_probability, "cuda"};
-    return table;
+const Kernels* cuda_kernels(at::ScalarType dtype, const Kernels& reference) {
+    static const Kernels float32 = make_kernels(reference, at::kFloat);
+    static const Kernels bfloat16 = make_kernels(reference, at::kBFloat16);
+    static const Kernels float16 = make_kernels(reference, at::kHalf);
+    return dtype == at::kFloat      ? &float32
+           : dtype == at::kBFloat16 ? &bfloat16
+           : dtype == at::kHalf     ? &float16
+                                    : nullptr;
 }
 
 int64_t free_cuda_bytes(at::Device device) {

@@ -4,9 +4,8 @@
 
 namespace demiurgic {
 
-// `base` with the entries that CUDA does faster in place of its own. Tensors that a kernel cannot take (another layout or
-// dtype) go to the reference.
-Kernels cuda_kernels(const Kernels& base);
+// `reference` with the entries that CUDA does faster in place of its own, for weights of `dtype`; null where there are none.
+const Kernels* cuda_kernels(at::ScalarType dtype, const Kernels& reference);
 
 // What the driver has free plus what torch's allocator holds unused.
 int64_t free_cuda_bytes(at::Device device);

@@ -1,0 +1,402 @@
+#pragma once
+
+// The entries of layers.h for one type T: what their products are made of (Maps), where x comes from (Operands), and which
+// kernel runs for how many rows. Arithmetic that a compiler might fuse is written as intrinsics that are never fused: one
+// function is compiled into several kernels, and they must agree bit for bit.
+
+#include <type_traits>
+
+#include "kernels/cuda/products.cuh"
+
+namespace demiurgic::cuda {
+
+// --- operands ----------------------------------------------------------------------------------------------------------
+
+// x [rows, pitch] of S, which becomes T where it is taken.
+template <class T, class S>
+struct PlainRows {
+    const S* x;
+    int64_t pitch;
+    int columns;
+
+    struct Row {
+        const S* x;  // null: none
+    };
+    __device__ __forceinline__ void begin(int, int) const {}
+    __device__ __forceinline__ Row row(int first, int i) const { return {i < 0 ? nullptr : x + (first + i) * pitch}; }
+    __device__ __forceinline__ uint4 piece(const Row& row, int k) const {
+        if constexpr (std::is_same_v<S, T>) {
+            return load_piece(row.x, k, columns);
+        } else {
+            float values[kVector<T>];
+            load_some(row.x, k, columns, values);
+            return piece_of<T>(values);
+        }
+    }
+};
+
+constexpr int kMostNormed = 16;  // rows that a block norms
+
+// Where a block keeps the scales of its rows.
+__device__ __forceinline__ float* shared_scales() {
+    __shared__ float scales[kMostNormed];
+    return scales;
+}
+
+// scales [num]: 1 / sqrt(mean(x^2) + eps) of rows x(0), ..., by the whole block. A row is dealt out 128 elements at a time to
+// up to 32 strands; a strand is summed lane by lane, then the lanes, then the strands: an order of the columns alone.
+template <class RowOf>
+__device__ __forceinline__ void rms_scales(int num, int columns, float eps, RowOf x, float* scales) {
+    constexpr int kPiece = 128, kMostStrands = 32;
+    __shared__ float sums[kMostNormed][kMostStrands];
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int num_warps = static_cast<int>(blockDim.x) / 32, num_pieces = (columns + kPiece - 1) / kPiece;
+    const int strands = num_pieces < kMostStrands ? num_pieces : kMostStrands;
+    for (int i = warp; i < num * strands; i += num_warps) {
+        const float* row = x(i / strands);
+        float sum = 0;
+        for (int piece = i % strands; piece < num_pieces; piece += kMostStrands) {
+            float values[4];
+            load_some(row, piece * kPiece + lane * 4, columns, values);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sum = __fmaf_rn(values[j], values[j], sum);
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) sums[i / strands][i % strands] = sum;
+    }
+    __syncthreads();
+    for (int i = warp; i < num; i += num_warps) {
+        const float sum = warp_sum(lane < strands ? sums[i][lane] : 0.0f);
+        const float mean = __fdiv_rn(sum, static_cast<float>(columns));
+        if (lane == 0) scales[i] = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, eps)));
+    }
+    __syncthreads();
+}
+
+// The RMSNorm (Zhang and Sennrich, 2019) of x [., columns] float32, rounded to T once.
+template <class T>
+struct NormedRows {
+    const float* x;
+    const int64_t* ids;  // [rows]: which rows of x; null: all, in order
+    int columns;
+    Live<const void*> weight;  // [columns]
+    Norm norm;
+
+    struct Row {
+        const float* x;  // null: none
+        float scale;
+        const void* weight;
+    };
+    __device__ __forceinline__ const float* at(int row) const { return x + (ids ? ids[row] : row) * columns; }
+    __device__ __forceinline__ void begin(int first, int num) const {
+        rms_scales(num, columns, norm.eps, [&](int i) { return at(first + i); }, shared_scales());
+    }
+    __device__ __forceinline__ Row row(int first, int i) const {
+        if (i < 0) return {nullptr, 0, nullptr};
+        return {at(first + i), shared_scales()[i], weights_of(weight)};
+    }
+    __device__ __forceinline__ uint4 piece(const Row& row, int k) const {
+        float values[kVector<T>], weights[kVector<T>];
+        load_some(row.x, k, columns, values);
+        if (norm.is_float) {
+            load_some(static_cast<const float*>(row.weight), k, columns, weights);
+        } else {
+            load_some(static_cast<const T*>(row.weight), k, columns, weights);
+        }
+#pragma unroll
+        for (int i = 0; i < kVector<T>; ++i) values[i] = __fmul_rn(__fmul_rn(values[i], row.scale), weights[i]);
+        return piece_of<T>(values);
+    }
+};
+
+// out [rows, pitch]: rows as products take them. One block a row.
+template <class T, class Operand>
+__global__ void prepare_rows(const Operand operand, T* out, const int64_t pitch) {
+    wait_for_previous();
+    let_next_start();
+    const int row = static_cast<int>(blockIdx.x);
+    operand.begin(row, 1);
+    const typename Operand::Row x = operand.row(row, 0);
+    for (int k = static_cast<int>(threadIdx.x) * kVector<T>; k < operand.columns;
+         k += static_cast<int>(blockDim.x) * kVector<T>) {
+        *reinterpret_cast<uint4*>(out + row * pitch + k) = operand.piece(x, k);
+    }
+}
+
+// --- maps --------------------------------------------------------------------------------------------------------------
+
+// q, k and v: a unit is 16 coordinates of the first half of a head and their partners in the second, which turn together.
+template <class T>
+struct HeadsMap {
+    static constexpr int kTiles = 2;
+    Live<AttentionInWeights> weights;
+    const float* cos;  // [N, d / 2], or by position
+    const float* sin;
+    const int64_t* positions;  // [N], or null
+    const int64_t* slots;      // [N]
+    int heads, kv_heads, head_dim, block_size;
+    T* k_cache;    // [blocks, kv_heads, block_size, d]
+    T* v_cache;    // [blocks, kv_heads, block_size, d]
+    float* q_out;  // [N, heads, d]
+
+    enum Role { kQ, kK, kV };
+    struct Place {
+        Role role;
+        int head;   // of its role
+        int first;  // coordinate of a half
+    };
+    __host__ __device__ __forceinline__ int units_of_head() const { return (head_dim / 2 + kTileRows - 1) / kTileRows; }
+    __host__ __device__ __forceinline__ int64_t num_units() const {
+        return static_cast<int64_t>(heads + 2 * kv_heads) * units_of_head();
+    }
+    __device__ __forceinline__ Place place(int unit) const {
+        const int head = unit / units_of_head(), first = unit % units_of_head() * kTileRows;
+        if (head < heads) return {kQ, head, first};
+        return {head < heads + kv_heads ? kK : kV, (head - heads) % kv_heads, first};
+    }
+    __device__ __forceinline__ Tile<T> tile(int unit, int i) const {
+        const auto [role, head, first] = place(unit);
+        const AttentionInWeights w = weights_of(weights);
+        const int64_t half = static_cast<int64_t>(head) * head_dim + i * (head_dim / 2);
+        return tile_of<T>(role == kQ ? w.q : role == kK ? w.k : w.v, half + first, half + head_dim / 2);
+    }
+    __device__ __forceinline__ void store(int unit, int row, int token, const float (&y)[kTiles]) const {
+        const auto [role, head, first] = place(unit);
+        const int half = head_dim / 2, i = first + row;
+        if (i >= half) return;
+        if (role == kV) return append(v_cache, token, head, i, y[0], y[1]);
+        const int64_t angle = (positions ? positions[token] : token) * half + i;
+        const float c = cos[angle], s = sin[angle];
+        const float a = __fsub_rn(__fmul_rn(y[0], c), __fmul_rn(y[1], s));
+        const float b = __fadd_rn(__fmul_rn(y[1], c), __fmul_rn(y[0], s));
+        if (role == kK) return append(k_cache, token, head, i, a, b);
+        float* q = q_out + (static_cast<int64_t>(token) * heads + head) * head_dim + i;
+        q[0] = a;
+        q[half] = b;
+    }
+    __device__ __forceinline__ void append(T* cache, int token, int head, int i, float a, float b) const {
+        if (slots[token] < 0) return;
+        const int64_t block = slots[token] / block_size, offset = slots[token] % block_size;
+        T* at = cache + ((block * kv_heads + head) * block_size + offset) * head_dim + i;
+        at[0] = from_float<T>(a);
+        at[head_dim / 2] = from_float<T>(b);
+    }
+};
+
+__device__ __forceinline__ float activate(Activation activation, float x) {
+    switch (activation) {
+        case Activation::silu:
+            return __fdiv_rn(x, __fadd_rn(1.0f, expf(-x)));
+        case Activation::gelu:
+            return __fmul_rn(__fmul_rn(0.5f, x), __fadd_rn(1.0f, erff(__fmul_rn(x, 0.70710678118654752f))));
+        case Activation::relu:
+            return x < 0 ? 0.0f : x;  // NaN stays NaN
+    }
+    return x;
+}
+
+// gate and up, or up alone: a unit is 16 outputs of the one and the same of the other.
+template <class T, bool GATED>
+struct InnerMap {
+    static constexpr int kTiles = GATED ? 2 : 1;
+    Live<MlpWeights> weights;
+    Activation activation;
+    int inner;
+    T* out;  // [N, pitch], rounded as the next product takes it
+    int64_t pitch;
+
+    __host__ __device__ __forceinline__ int64_t num_units() const { return (inner + kTileRows - 1) / kTileRows; }
+    __device__ __forceinline__ Tile<T> tile(int unit, int i) const {
+        const MlpWeights w = weights_of(weights);
+        return tile_of<T>(GATED && i == 0 ? w.gate : w.up, static_cast<int64_t>(unit) * kTileRows, inner);
+    }
+    __device__ __forceinline__ void store(int unit, int row, int token, const float (&y)[kTiles]) const {
+        const int i = unit * kTileRows + row;
+        if (i >= inner) return;
+        const float active = activate(activation, y[0]);
+        out[token * pitch + i] = from_float<T>(GATED ? __fmul_rn(active, y[kTiles - 1]) : active);
+    }
+};
+
+// out [N, columns] = or += all outputs of one matrix: a unit is TILES * 16 of them that follow one another.
+template <class T, int TILES, bool ADDS>
+struct OutputsMap {
+    static constexpr int kTiles = TILES;
+    Live<Matrix> weights;
+    int columns;
+    float* out;
+
+    __host__ __device__ __forceinline__ int64_t num_units() const {
+        return (columns + TILES * kTileRows - 1) / (TILES * kTileRows);
+    }
+    __device__ __forceinline__ int64_t first(int unit, int i) const {
+        return (static_cast<int64_t>(unit) * TILES + i) * kTileRows;
+    }
+    __device__ __forceinline__ Tile<T> tile(int unit, int i) const {
+        return tile_of<T>(weights_of(weights), first(unit, i), columns);
+    }
+    __device__ __forceinline__ void store(int unit, int row, int token, const float (&y)[kTiles]) const {
+#pragma unroll
+        for (int i = 0; i < TILES; ++i) {
+            if (first(unit, i) + row >= columns) continue;
+            float& to = out[static_cast<int64_t>(token) * columns + first(unit, i) + row];
+            to = ADDS ? __fadd_rn(to, y[i]) : y[i];
+        }
+    }
+};
+
+// --- which kernel ------------------------------------------------------------------------------------------------------
+
+// The choice never shows in a result; the limits are for speed and for the number of kernels of a step.
+constexpr int64_t kOneColumn = kColumnTokens;       // rows
+constexpr int64_t kTwoColumns = 2 * kColumnTokens;  // up to here each block norms its rows for itself
+constexpr int64_t kFewRows = 64;
+constexpr int64_t kMostBlocks =
+    264;  // of few_rows, two for each SM of an H100; each walks several units and norms once
+static_assert(kTwoColumns <= kMostNormed);
+
+inline unsigned blocks_of(int64_t num, int64_t of_block) {
+    return static_cast<unsigned>((num + of_block - 1) / of_block);
+}
+
+template <class T, int COLUMNS, class Map, class Operand>
+cudaError_t launch_few(const Map& map, const Operand& x, int64_t num_rows, const Launch& at) {
+    const Chunking chunking = chunking_of<T>(x.columns);
+    const int64_t units = map.num_units();
+    const dim3 grid(blocks_of(units < kMostBlocks ? units : kMostBlocks, 1),
+                    blocks_of(num_rows, COLUMNS * kColumnTokens));
+    const dim3 block(static_cast<unsigned>(32 * chunking.num_chunks));
+    return launch({grid, block, 0, at.stream, at.overlaps_previous}, few_rows<T, COLUMNS, Map, Operand>, map, x,
+                  chunking, num_rows);
+}
+
+template <class T, class Map>
+cudaError_t launch_many(const Map& map, const PlainRows<T, T>& x, int64_t num_rows, const Launch& at) {
+    const dim3 grid(blocks_of(map.num_units(), kManyUnits), blocks_of(num_rows, kManyTokens));
+    return launch({grid, kManyThreads, 0, at.stream, at.overlaps_previous}, many_rows<T, Map>, map, x.x, x.pitch,
+                  chunking_of<T>(x.columns), num_rows);
+}
+
+template <class T>
+int64_t pitch_of(int64_t columns) {
+    return (columns + kVector<T> - 1) / kVector<T> * kVector<T>;
+}
+
+inline int64_t buffer_bytes(int64_t rows, int64_t columns, int64_t element_bytes) {
+    return (rows * (columns + 15) * element_bytes + 255) / 256 * 256;
+}
+
+// Rows as products take them, written to scratch where they are not.
+template <class T, class Operand>
+cudaError_t prepared(const Operand& x, int64_t num_rows, const Launch& at, PlainRows<T, T>& out) {
+    if constexpr (std::is_same_v<Operand, PlainRows<T, T>>) {
+        out = x;
+        return cudaSuccess;
+    } else {
+        T* buffer = static_cast<T*>(at.scratch);
+        out = {buffer, pitch_of<T>(x.columns), x.columns};
+        return launch({blocks_of(num_rows, 1), 256, 0, at.stream, at.overlaps_previous}, prepare_rows<T, Operand>, x,
+                      buffer, out.pitch);
+    }
+}
+
+// `narrow`: the map for one column of tokens, where many small units fill the device; `wide`: for more.
+template <class T, class Narrow, class Wide, class Operand>
+cudaError_t product(const Narrow& narrow, const Wide& wide, const Operand& x, int64_t num_rows, const Launch& at) {
+    if (num_rows == 0) return cudaSuccess;  // an empty grid is a launch error
+    if (num_rows <= kOneColumn) return launch_few<T, 1>(narrow, x, num_rows, at);
+    if (num_rows <= kTwoColumns) return launch_few<T, 2>(wide, x, num_rows, at);
+    PlainRows<T, T> typed;
+    const cudaError_t error = prepared<T>(x, num_rows, at, typed);
+    if (error != cudaSuccess) return error;
+    return num_rows <= kFewRows ? launch_few<T, 4>(wide, typed, num_rows, at)
+                                : launch_many<T>(wide, typed, num_rows, at);
+}
+
+template <class T, bool ADDS, class Operand>
+cudaError_t outputs(const Live<Matrix>& weights, int64_t columns, float* out, const Operand& x, int64_t num_rows,
+                    const Launch& at) {
+    const int num = static_cast<int>(columns);
+    return product<T>(OutputsMap<T, 1, ADDS>{weights, num, out}, OutputsMap<T, 2, ADDS>{weights, num, out}, x, num_rows,
+                      at);
+}
+
+// A member of an entry's weights.
+template <class Weights, class Member>
+Live<Member> part(const Live<Weights>& weights, Member Weights::* member) {
+    return {weights.value.*member, weights.table ? &(weights.table->*member) : nullptr};
+}
+
+// --- entries -----------------------------------------------------------------------------------------------------------
+
+// One block a row.
+template <class T>
+__global__ void embed_rows(const Embed a) {
+    wait_for_previous();
+    let_next_start();
+    const int64_t row = blockIdx.x;
+    const EmbedWeights w = weights_of(a.weights);
+    const T* from = static_cast<const T*>(w.table) + a.tokens[row] * w.stride;
+    for (int64_t k = threadIdx.x; k < a.hidden; k += blockDim.x) a.out[row * a.hidden + k] = to_float(from[k]);
+}
+
+template <class T>
+cudaError_t embed(const Embed& a, const Launch& at) {
+    if (a.num_tokens == 0) return cudaSuccess;
+    return launch({blocks_of(a.num_tokens, 1), 256, 0, at.stream, at.overlaps_previous}, embed_rows<T>, a);
+}
+
+template <class T>
+cudaError_t attention_in(const AttentionIn& a, const Launch& at) {
+    const HeadsMap<T> map = {a.weights,
+                             a.cos,
+                             a.sin,
+                             a.positions,
+                             a.slots,
+                             static_cast<int>(a.heads),
+                             static_cast<int>(a.kv_heads),
+                             static_cast<int>(a.head_dim),
+                             static_cast<int>(a.block_size),
+                             static_cast<T*>(a.k_cache),
+                             static_cast<T*>(a.v_cache),
+                             a.q_out};
+    const NormedRows<T> x = {a.x, nullptr, static_cast<int>(a.hidden), part(a.weights, &AttentionInWeights::norm),
+                             a.norm};
+    return product<T>(map, map, x, a.num_tokens, at);
+}
+
+template <class T>
+cudaError_t attention_out(const AttentionOut& a, const Launch& at) {
+    const PlainRows<T, float> x = {a.attended, a.columns, static_cast<int>(a.columns)};
+    return outputs<T, true>(part(a.weights, &AttentionOutWeights::out), a.hidden, a.x, x, a.num_tokens, at);
+}
+
+template <class T>
+cudaError_t mlp(const Mlp& a, const Launch& at) {
+    const NormedRows<T> x = {a.x, nullptr, static_cast<int>(a.hidden), part(a.weights, &MlpWeights::norm), a.norm};
+    T* inner = reinterpret_cast<T*>(static_cast<char*>(at.scratch) + buffer_bytes(a.num_tokens, a.hidden, sizeof(T)));
+    const PlainRows<T, T> activated = {inner, pitch_of<T>(a.inner), static_cast<int>(a.inner)};
+    cudaError_t error;
+    if (a.is_gated) {
+        const InnerMap<T, true> map = {a.weights, a.activation, activated.columns, inner, activated.pitch};
+        error = product<T>(map, map, x, a.num_tokens, at);
+    } else {
+        const InnerMap<T, false> map = {a.weights, a.activation, activated.columns, inner, activated.pitch};
+        error = product<T>(map, map, x, a.num_tokens, at);
+    }
+    if (error != cudaSuccess) return error;
+    return outputs<T, true>(part(a.weights, &MlpWeights::down), a.hidden, a.x, activated, a.num_tokens, at);
+}
+
+template <class T>
+cudaError_t head(const Head& a, const Launch& at) {
+    const NormedRows<T> x = {a.x, a.rows, static_cast<int>(a.hidden), part(a.weights, &HeadWeights::norm), a.norm};
+    return outputs<T, false>(part(a.weights, &HeadWeights::head), a.vocab, a.logits, x, a.num_rows, at);
+}
+
+template <class T>
+constexpr Layers layers_of() {
+    return {embed<T>, attention_in<T>, attention_out<T>, mlp<T>, head<T>};
+}
+
+}  // namespace demiurgic::cuda
