@@ -49,6 +49,7 @@ void Engine::clear_prefixes(const Poll& poll) {
     scheduler_.pending_copies().clear();
     blocks_.clear();
     cache_.clear();
+    if (loop_) loop_->forget();
 }
 
 // Blocks for what the calls under way want, and for what is kept. Without cache_bytes, the cache grows for the sake of kept

@@ -31,6 +31,7 @@ public:
     bool arrived() override;
     std::vector<StepResult> read() override;
     void drop() override { results_.clear(); }
+    void forget() override { rows_.clear(); }
 
 private:
     struct Row {

@@ -54,6 +54,9 @@ public:
 
     // Waits for the end of what is in flight, of which nobody wants the results.
     virtual void drop() = 0;
+
+    // Gives back what memory it holds, until the next begin. Nothing is in flight.
+    virtual void forget() = 0;
 };
 
 }  // namespace demiurgic

@@ -70,6 +70,8 @@ public:
         results_.clear();
     }
 
+    void forget() override { rows_.clear(); }
+
 private:
     struct Row {
         std::vector<int64_t> tokens;

@@ -76,6 +76,7 @@ StepLoop::Graph& StepLoop::graph_for(int64_t num_rows, int64_t most_blocks) {
 void StepLoop::forget() {
     graphs_.clear();
     graph_ = nullptr;
+    rows_.clear();
     counts_.clear();
     extras_ = {};
     device_->forget();

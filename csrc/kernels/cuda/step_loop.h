@@ -68,6 +68,7 @@ public:
     bool arrived() override { return device_->reached(num_read_ % kMostInFlight); }
     std::vector<StepResult> read() override;
     void drop() override;
+    void forget() override;
 
     int64_t num_captures() const { return num_captures_; }
     int64_t num_counted() const { return num_counted_; }  // rows whose tokens had to be counted
@@ -103,7 +104,6 @@ private:
     void make_room_for_extras(const std::vector<LoopRow>& rows);
     void keep_counts();
     Counts& counts_of(const LoopRow& row);
-    void forget();
 
     const std::unique_ptr<StepDevice> device_;
     const int64_t block_size_, vocab_, most_rows_;
