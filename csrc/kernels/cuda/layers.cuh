@@ -251,8 +251,7 @@ struct OutputsMap {
 constexpr int64_t kOneColumn = kColumnTokens;       // rows
 constexpr int64_t kTwoColumns = 2 * kColumnTokens;  // up to here each block norms its rows for itself
 constexpr int64_t kFewRows = 64;
-constexpr int64_t kMostBlocks =
-    264;  // of few_rows, two for each SM of an H100; each walks several units and norms once
+constexpr int64_t kMostBlocks = 264;  // of few_rows; each norms once and walks several units
 static_assert(kTwoColumns <= kMostNormed);
 
 inline unsigned blocks_of(int64_t num, int64_t of_block) {
