@@ -13,7 +13,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/device.cuh"
 
-namespace demiurgic::cuda {
+namespace demiurgic::cuda::attention {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
@@ -419,4 +419,4 @@ cudaError_t attend(const Attend& a, cudaStream_t stream, bool overlaps_previous)
     }
 }
 
-}  // namespace demiurgic::cuda
+}  // namespace demiurgic::cuda::attention
