@@ -18,12 +18,17 @@ struct Workspace {
     int64_t bytes = 0;
 };
 
+AttendTiles tiles_of(const StepLayer& layer, int64_t rows) {
+    return attend_tiles(rows, /*most_tokens=*/1, layer.heads / layer.kv_heads);
+}
+
 Workspace workspace_of(const StepModel& model, const StepState& state, int64_t rows, void* memory) {
     int64_t widest = model.hidden, widest_q = 0, attention = 0;
     for (const StepLayer& layer : model.layers) {
         widest_q = std::max(widest_q, layer.heads * layer.head_dim);
         widest = std::max({widest, widest_q, layer.inner});
-        attention = std::max(attention, attend_scratch_bytes(rows, layer.heads, layer.head_dim, state.most_blocks));
+        attention = std::max(
+            attention, attend_scratch_bytes(tiles_of(layer, rows), layer.kv_heads, layer.head_dim, state.most_blocks));
     }
     Workspace w;
     const auto take = [&](int64_t bytes) -> void* {
@@ -87,12 +92,11 @@ Attend attend(const StepLayer& layer, const StepState& state, int64_t rows, cons
     a.rows = state.rows;
     a.block_table = state.block_table;
     a.most_blocks = state.most_blocks;
-    a.num_tokens = rows;
     a.heads = layer.heads;
     a.kv_heads = layer.kv_heads;
     a.d = layer.head_dim;
     a.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(layer.head_dim)));
-    a.tiles = attend_tiles(rows, /*most_tokens=*/1, layer.heads / layer.kv_heads);
+    a.tiles = tiles_of(layer, rows);
     a.out = w.attended;
     if (attend_splits(a.tiles, layer.kv_heads, state.most_blocks)) a.scratch = w.attention;
     return a;
