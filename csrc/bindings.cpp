@@ -628,9 +628,9 @@ py::dict counters(const Engine& engine) {
         c = engine.counters();
     }
     return py::dict("num_steps"_a = c.num_steps, "num_computed_tokens"_a = c.num_computed_tokens,
-                    "num_preemptions"_a = c.num_preemptions, "num_used_blocks"_a = c.num_used_blocks,
-                    "cache_bytes"_a = c.cache_bytes, "num_kept_tokens"_a = c.num_kept_tokens,
-                    "kept_bytes"_a = c.kept_bytes, "num_hits"_a = c.num_hits,
+                    "num_steps_ahead"_a = c.num_steps_ahead, "num_preemptions"_a = c.num_preemptions,
+                    "num_used_blocks"_a = c.num_used_blocks, "cache_bytes"_a = c.cache_bytes,
+                    "num_kept_tokens"_a = c.num_kept_tokens, "kept_bytes"_a = c.kept_bytes, "num_hits"_a = c.num_hits,
                     "num_reused_tokens"_a = c.num_reused_tokens, "num_evicted_blocks"_a = c.num_evicted_blocks);
 }
 
@@ -680,7 +680,7 @@ void bind_engine(py::module_& m) {
                          const std::optional<std::shared_ptr<TokenBytes>>& token_bytes,
                          std::vector<int64_t> max_new_tokens, const std::optional<std::shared_ptr<Hooks>>& hooks,
                          std::optional<double> max_seconds, std::optional<Weights> draft_model, bool keeps_if_settled,
-                         bool always_drafts) {
+                         bool always_drafts, bool interruptible) {
                  return Request{std::move(prompts),
                                 config,
                                 std::move(seeds),
@@ -692,12 +692,13 @@ void bind_engine(py::module_& m) {
                                 max_seconds,
                                 std::move(draft_model),
                                 keeps_if_settled,
-                                always_drafts};
+                                always_drafts,
+                                interruptible};
              }),
              py::kw_only(), "prompts"_a, "config"_a, "seeds"_a, "max_running"_a, "want_logprobs"_a,
              "token_bytes"_a = py::none(), "max_new_tokens"_a = std::vector<int64_t>(), "hooks"_a = py::none(),
              "max_seconds"_a = py::none(), "draft_model"_a = py::none(), "keeps_if_settled"_a = false,
-             "always_drafts"_a = false)
+             "always_drafts"_a = false, "interruptible"_a = true)
         .def_readwrite("seeds", &Request::seeds, "One a row of the result, 0 to 2**64 - 1.");
     py::class_<Engine, std::shared_ptr<Engine>> cls(m, "Engine",
                                                     "Generates for all calls that are under way on one model.");

@@ -73,6 +73,24 @@ StepShape Decoder::shape_of(const Batch& batch) const {
     return shape;
 }
 
+LoopModel Decoder::loop_model(const KVCache& cache, int64_t block_size) {
+    const ModelConfig& config = weights_.config();
+    std::vector<LoopLayer> layers;
+    for (size_t i = 0; i < weights_.layers.size(); ++i) {
+        const LayerWeights& layer = weights_.layers[i];
+        const LayerConfig& shape = config.layers[i];
+        layers.push_back({layer.attention_norm, layer.q, layer.k, layer.v, layer.attention_out, layer.mlp_norm,
+                          layer.gate, layer.up, layer.down, shape.activation, shape.num_heads, shape.num_kv_heads,
+                          shape.head_dim});
+    }
+    const auto rotary = [this](int64_t num_positions) {
+        extend_rotary(num_positions);
+        return std::pair(rotary_.cos, rotary_.sin);
+    };
+    return {weights_.embedding, std::move(layers), weights_.norm, weights_.head, config.rms_norm_eps,
+            cache.keys,         cache.values,      block_size,    rotary};
+}
+
 at::Tensor Decoder::decode(const Batch& batch, KVCache& cache, const Poll& poll) {
     const ModelConfig& config = weights_.config();
     const double eps = config.rms_norm_eps;

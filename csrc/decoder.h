@@ -21,6 +21,9 @@ public:
     // tokens go to the cache.
     at::Tensor decode(const Batch& batch, KVCache& cache, const Poll& poll);
 
+    // For a device that decodes by itself; it refers to this decoder, its weights and `cache`.
+    LoopModel loop_model(const KVCache& cache, int64_t block_size);
+
 private:
     struct Rotary {
         at::Tensor cos, sin;  // [N, d / 2] float32

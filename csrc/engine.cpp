@@ -3,13 +3,14 @@
 #include <c10/util/Exception.h>
 
 #include "cache_budget.h"
+#include "late_loop.h"
 #include "neutral_mode.h"
 #include "scorer.h"
 #include "stopping.h"
-#include "stopwatch.h"
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <map>
 #include <set>
 #include <sstream>
@@ -67,7 +68,19 @@ Engine::Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_
       decoder_(weights_, kernels_),
       sampler_(kernels_, weights_.device()),
       scheduler_(blocks_, max_step_tokens, keep_prefixes ? &kept_.emplace(blocks_) : nullptr),
-      drafter_(max_step_tokens) {}
+      drafter_(max_step_tokens),
+      loop_(make_loop()) {}
+
+// DEMIURGIC_STEPS=ahead runs steps ahead on any device, for tests; =simple on none.
+std::unique_ptr<DecodeLoop> Engine::make_loop() {
+    const char* choice = std::getenv("DEMIURGIC_STEPS");
+    const std::string steps = choice ? choice : "";
+    if (steps == "ahead") {
+        return std::make_unique<LateLoop>(kernels_, decoder_, cache_, kBlockSize, weights_.device());
+    }
+    if (!kernels_.decode_loop || steps == "simple") return nullptr;
+    return kernels_.decode_loop(decoder_.loop_model(cache_, kBlockSize));
+}
 
 bool Engine::serves(const Weights& weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens) const {
     return cache_bytes == cache_bytes_ && max_step_tokens == max_step_tokens_ && weights_.same_layout(weights) &&
@@ -136,6 +149,7 @@ std::shared_ptr<Call> make_call(const Request& request) {
     call->always_drafts = request.always_drafts;
     call->hooks = request.hooks;
     call->keeps_if_settled = request.keeps_if_settled;
+    call->interruptible = request.interruptible;
     if (request.max_seconds) {
         // As double, and bounded: who gives years may give any number.
         const std::chrono::duration<double> seconds(std::clamp(*request.max_seconds, 0.0, 1e9));
@@ -171,6 +185,7 @@ std::shared_ptr<Call> make_call(const Request& request) {
 std::shared_ptr<Call> make_scoring_call(const std::vector<std::vector<int64_t>>& rows, int64_t max_running) {
     auto call = std::make_shared<Call>();
     call->max_running = max_running;
+    call->interruptible = false;
     GenerationConfig nothing;
     nothing.max_new_tokens = 0;
     nothing.eos_token_id = Ids{};
@@ -271,6 +286,7 @@ void Engine::admit(const std::shared_ptr<Call>& call, const Poll& poll, const st
     grow_cache(*call);
     for (const auto& sequence : call->sequences) {
         ++call->num_unfinished;
+        sequence->id = num_sequences_++;
         scheduler_.add(*sequence);
         const FinishReason reason = reason_to_stop(*sequence);  // nothing to generate or to score
         if (reason != FinishReason::none) finish(*sequence, reason);
@@ -482,22 +498,36 @@ bool Engine::advance(Call& call, const Poll& poll) {
         if (stepping_ || num_adding_ > 0) {
             wait(lock, poll);
         } else {
-            step(lock, poll);
+            step(lock, poll, call);
         }
     }
     if (call.failure) std::rethrow_exception(std::exchange(call.failure, nullptr));
     return !call.finished();
 }
 
-void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
+// A step, or several where the device can run ahead of the host. `call`: of whoever needs a token.
+void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll, const Call& call) {
     const Stepping stepping(*this, lock);
-    Stopwatch watch, whole_step;
     std::vector<Work> work = scheduler_.plan();
-    drafter_.plan(work, scheduler_);
+    const bool ahead = loop_ && StepsAhead::takes(work, *loop_);
+    if (ahead) {
+        scheduler_.make_room_ahead(work);
+    } else {
+        drafter_.plan(work, scheduler_);
+    }
     lock.unlock();
     const NeutralMode mode(home_.stream());
     cache_.copy(scheduler_.pending_copies());  // before anything that may throw: a copy must not be made later
     scheduler_.pending_copies().clear();
+    if (ahead) {
+        step_ahead(std::move(work), lock, poll, call);
+    } else {
+        step_simply(work, lock, poll);
+    }
+}
+
+void Engine::step_simply(std::vector<Work>& work, std::unique_lock<std::mutex>& lock, const Poll& poll) {
+    Stopwatch watch, whole_step;
     drafter_.draw(work, poll);
     const Batch batch(work, kBlockSize, weights_.device());
     const at::Tensor logits = work.empty() ? at::Tensor() : decoder_.decode(batch, cache_, poll);
@@ -519,6 +549,47 @@ void Engine::step(std::unique_lock<std::mutex>& lock, const Poll& poll) {
         charge(work, watch.seconds());
     }
     drafter_.learn(work, whole_step.seconds());
+}
+
+// While the device computes a step, the host accepts what the one before has given, and launches the next. Whenever the lock
+// is free, what was accepted stands as if its step had been the last; what is in flight can be dropped without a trace.
+void Engine::step_ahead(std::vector<Work> work, std::unique_lock<std::mutex>& lock, const Poll& poll,
+                        const Call& call) {
+    Stopwatch watch;
+    const auto end = std::chrono::steady_clock::now() + kMostTimeAhead;
+    StepsAhead steps(*loop_, kBlockSize, weights_.config().vocab_size);
+    steps.launch(std::move(work));
+    while (steps.any_in_flight()) {
+        lock.lock();
+        const bool goes_on = std::chrono::steady_clock::now() < end && may_step_ahead(call) && steps.may_go_on();
+        std::vector<Work> next = goes_on ? scheduler_.plan_ahead(steps.newest()) : std::vector<Work>();
+        num_steps_ahead_ += !next.empty();
+        lock.unlock();
+        if (!next.empty()) steps.launch(std::move(next));
+        const StepsAhead::Results results = steps.read(poll);
+        lock.lock();
+        if (!results.work.empty()) accept(results);
+        charge(results.work, watch.seconds());
+        step_done_.notify_all();
+        lock.unlock();
+    }
+    lock.lock();
+}
+
+// Nobody waits for the end of a step, and what is to come cannot depend on what the user does between two of them.
+bool Engine::may_step_ahead(const Call& call) const {
+    const auto cancelled = [](const std::shared_ptr<Call>& other) { return other->cancelled; };
+    return !call.interruptible && !call.finished() && num_adding_ == 0 &&
+           std::none_of(calls_.begin(), calls_.end(), cancelled);
+}
+
+void Engine::accept(const StepsAhead::Results& results) {
+    commit(results.work);
+    for (size_t i = 0; i < results.work.size(); ++i) {
+        Sequence& sequence = *results.work[i].sequence;
+        if (!sequence.call->cancelled) accept(sequence, results.samples[i], /*ended=*/false);
+    }
+    end_late_calls();
 }
 
 Choices Engine::sample(const Rounds& rounds, const at::Tensor& logits) {
@@ -684,6 +755,7 @@ void Engine::give_cache_back() {
     scheduler_.pending_copies().clear();
     blocks_.clear();
     cache_.clear();
+    if (loop_) loop_->forget();
 }
 
 void Engine::read(const std::function<void()>& reader) const {
@@ -695,8 +767,8 @@ EngineCounters Engine::counters() const {
     const std::lock_guard lock(mutex_);
     int64_t cache_bytes = cache_.num_blocks() * cache_.block_bytes();
     for (const DraftModel* model : draft_models()) cache_bytes += model->num_blocks() * model->block_bytes();
-    EngineCounters counters{num_steps_, num_computed_tokens_, scheduler_.num_preemptions(), blocks_.num_used(),
-                            cache_bytes};
+    EngineCounters counters{num_steps_,         num_computed_tokens_, num_steps_ahead_, scheduler_.num_preemptions(),
+                            blocks_.num_used(), cache_bytes};
     if (kept_) {
         counters.num_kept_tokens = kept_->num_tokens();
         counters.kept_bytes = kept_->num_blocks() * cache_.block_bytes();

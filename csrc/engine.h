@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -15,6 +16,8 @@
 #include "rounds.h"
 #include "sampler.h"
 #include "scheduler.h"
+#include "steps_ahead.h"
+#include "stopwatch.h"
 #include "weights.h"
 
 namespace demiurgic {
@@ -33,6 +36,7 @@ struct Request {
     std::optional<Weights> draft_model = {};        // of a smaller model that guesses tokens
     bool keeps_if_settled = false;                  // what it leaves to a session waits for Engine::settle
     bool always_drafts = false;                     // as many as there can be, whatever they cost: for tests
+    bool interruptible = true;  // between two steps by code of the user's, which may change the weights
 };
 
 // A row of Engine::score.
@@ -44,6 +48,7 @@ struct Score {
 struct EngineCounters {
     int64_t num_steps = 0;
     int64_t num_computed_tokens = 0;  // that went through the decoder
+    int64_t num_steps_ahead = 0;      // launched before the tokens of the step before were known
     int64_t num_preemptions = 0;
     int64_t num_used_blocks = 0;
     int64_t cache_bytes = 0;
@@ -60,6 +65,8 @@ struct EngineCounters {
 class Engine {
 public:
     static constexpr int64_t kBlockSize = 16;
+    // Of steps that are run ahead, after which whoever runs them has a look round: to show how far it has got.
+    static constexpr std::chrono::milliseconds kMostTimeAhead{100};
 
     // `cache_bytes`: most memory of the key/value cache; nullopt: what is free on the device. `keep_prefixes`: what
     // sequences have computed stays in the cache for later ones, as long as there is room.
@@ -136,7 +143,11 @@ private:
     void wait(std::unique_lock<std::mutex>& lock, const Poll& poll);
     void wait_for_step(std::unique_lock<std::mutex>& lock, const Poll& poll);
 
-    void step(std::unique_lock<std::mutex>& lock, const Poll& poll);
+    void step(std::unique_lock<std::mutex>& lock, const Poll& poll, const Call& call);
+    void step_simply(std::vector<Work>& work, std::unique_lock<std::mutex>& lock, const Poll& poll);
+    void step_ahead(std::vector<Work> work, std::unique_lock<std::mutex>& lock, const Poll& poll, const Call& call);
+    bool may_step_ahead(const Call& call) const;
+    std::unique_ptr<DecodeLoop> make_loop();
     void admit(const std::shared_ptr<Call>& call, const Poll& poll, const std::optional<Weights>& draft_model = {});
     std::shared_ptr<DraftModel> draft_model_of(const Weights& weights) const;
     std::vector<DraftModel*> draft_models(const Call* added = nullptr) const;
@@ -145,6 +156,7 @@ private:
     void commit(const std::vector<Work>& work);
     void charge(const std::vector<Work>& work, double seconds);
     void accept(const Rounds& rounds, const Choices& choices);
+    void accept(const StepsAhead::Results& results);
     void accept(Sequence& sequence, const Sample& sample, bool ended);
     void end(Call& call, FinishReason reason);
     void end_late_calls();
@@ -199,8 +211,11 @@ private:
     Sampler sampler_;
     Scheduler scheduler_;
     Drafter drafter_;
+    const std::unique_ptr<DecodeLoop> loop_;    // null: the device has none
     std::vector<std::shared_ptr<Call>> calls_;  // unfinished
+    int64_t num_sequences_ = 0;                 // so far
     int64_t num_steps_ = 0;
+    int64_t num_steps_ahead_ = 0;
     int64_t num_computed_tokens_ = 0;
 };
 

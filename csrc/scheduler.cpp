@@ -48,6 +48,38 @@ struct Budget {
 
 }  // namespace
 
+std::vector<Work> Scheduler::plan_ahead(const std::vector<Work>& last) {
+    std::vector<Work> plan;
+    bool somebody_ends = false;
+    auto part = last.begin();
+    for (Sequence* sequence : running_) {
+        while (part != last.end() && part->sequence != sequence) ++part;  // those between have ended
+        if (part == last.end()) return {};                                // it was not in the step
+        const int64_t start = part->start + part->count;
+        const bool ends = start + 1 >= sequence->max_tokens;
+        somebody_ends |= ends;
+        if (ends) continue;
+        if (blocks_.blocks_for(start + 1) > static_cast<int64_t>(sequence->blocks.size())) return {};
+        plan.push_back({sequence, start, 1});
+    }
+    const bool somebody_starts = somebody_ends
+                                     ? !waiting_.empty()
+                                     : std::any_of(waiting_.begin(), waiting_.end(),
+                                                   [this](const Sequence* waiting) { return may_start(*waiting); });
+    if (somebody_starts) return {};
+    make_room_ahead(plan);
+    return plan;
+}
+
+void Scheduler::make_room_ahead(const std::vector<Work>& work) {
+    for (const auto& [sequence, start, count, drafts] : work) {
+        const int64_t num_tokens = start + count + 1;
+        if (num_tokens >= sequence->max_tokens) continue;  // the last token is never looked at
+        while (!blocks_.extend(sequence->blocks, num_tokens) && free_kept()) {
+        }
+    }
+}
+
 void Scheduler::plan_running(std::vector<Work>& plan) {
     // Sequences past their prompt always run, one token each; prompts share what is left of the budget.
     Budget budget{

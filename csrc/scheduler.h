@@ -49,6 +49,14 @@ public:
     // itself.
     std::vector<Work> plan();
 
+    // The step after `last`, which is under way: each row has one token more by then, whichever it is. Rows that end by their
+    // length with `last` are left out. Empty where who runs depends on what `last` gives, where somebody who waits may start,
+    // or where a row lacks the room that make_room_ahead would have given it.
+    std::vector<Work> plan_ahead(const std::vector<Work>& last);
+
+    // Gives each row of a step blocks for the token that the step gives, of those that nobody needs; nobody is preempted.
+    void make_room_ahead(const std::vector<Work>& work);
+
     // Gives the sequence of `work` blocks for drafts behind its tokens, of those that are free: for `most` drafts or as many
     // as there is room for, which is returned. Nobody is preempted for a draft, no kept
     // prefix is evicted, and the next plan takes back what is unused.

@@ -88,6 +88,7 @@ struct Sequence {
     FinishReason finish_reason = FinishReason::none;
     std::string error;  // where finish_reason is error
 
+    int64_t id = 0;                               // among the sequences of its engine
     Call* call = nullptr;                         // the call it belongs to, which owns it
     int64_t row = 0;                              // of the call's result
     std::shared_ptr<SharedPrompt> shared_prompt;  // among copies of one prompt; null for a single one
@@ -112,6 +113,7 @@ struct Call {
     std::shared_ptr<const Hooks> hooks;       // of the user's; null: none
     bool keeps_if_settled = false;            // what its rows leave to a session waits for Engine::settle
     bool settled = false;                     // that has been
+    bool interruptible = true;                // between two steps by code of the user's, which may change the weights
     std::optional<std::chrono::steady_clock::time_point> deadline;  // what is unfinished then, ends
 
     int64_t num_running = 0;

@@ -22,9 +22,9 @@ CXX_LAYERS = [
     {"sequence"},
     {"stopping", "weights"},
     {"scheduler", "kv_cache"},
-    {"batch", "sampler", "scorer", "fingerprint"},
+    {"batch", "sampler", "scorer", "fingerprint", "steps_ahead"},
     {"decoder", "rounds", "hooks"},
-    {"draft_model"},
+    {"draft_model", "late_loop"},
     {"drafter"},
     {"engine"},
     {"engine_prefixes"},
@@ -34,7 +34,7 @@ CXX_LAYERS = [
 INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "sequence", "stopping", "scheduler"}
 INTEGERS_ONLY |= {"ngram_index", "prompt_lookup", "draft_budget"}
 INTEGERS_ONLY |= {"byte_automaton", "token_bytes", "function_end", "code_block_end", "repetition_guard", "row_text"}
-INTEGERS_ONLY |= {"reports", "prefix_index", "cache_budget", "step_sampling"}
+INTEGERS_ONLY |= {"reports", "prefix_index", "cache_budget", "step_sampling", "steps_ahead"}
 TENSORS = r"<(ATen|c10|torch|cuda)"
 PYTHON = r"<(pybind11|Python\.h|torch/(csrc/utils/pybind|csrc/python|extension|python)|torch/csrc/autograd/python)"
 MAY_ASK_FOR_DEVICE = ["kernels/kernels.cpp", "kernels/cuda/device.cuh"]

@@ -7,8 +7,10 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "kernels/decode_loop.h"
 #include "kernels/types.h"
 
 // The table of kernels: one coarse entry for each part of a layer. The reference (reference.cpp, plain ATen) has every
@@ -133,6 +135,33 @@ struct ChecksumArgs {
     std::vector<uint64_t>& sums;  // empty at first
 };
 
+// A layer of a decoder, and all of it, as a device needs them to decode by itself (decode_loop.h).
+struct LoopLayer {
+    const at::Tensor& attention_norm;  // [H]
+    const Linear& q;
+    const Linear& k;
+    const Linear& v;
+    const Linear& attention_out;
+    const at::Tensor& mlp_norm;  // [H]
+    const Linear& gate;
+    const Linear& up;
+    const Linear& down;
+    Activation activation;
+    int64_t num_heads, num_kv_heads, head_dim;
+};
+struct LoopModel {
+    const at::Tensor& embedding;  // [V, H]
+    std::vector<LoopLayer> layers;
+    const at::Tensor& norm;  // [H]
+    const Linear& head;      // [V, H]
+    double norm_eps;
+    const std::vector<at::Tensor>& keys;    // the cache, by layer; other tensors after it has grown
+    const std::vector<at::Tensor>& values;  // [blocks, kv_heads, block_size, d]
+    int64_t block_size;
+    // cos and sin of the rotary angles of this many positions or more, [P, d / 2] float32; valid until it is asked again.
+    std::function<std::pair<at::Tensor, at::Tensor>(int64_t)> rotary;
+};
+
 template <class Args>
 struct Kernel {
     void (*function)(Context&, const Args&);
@@ -164,6 +193,8 @@ struct Kernels {
     bool float_activations = false;  // x, q and attended are float32 whatever the weights are
     CacheLayout cache_layout = CacheLayout::by_block;
     const cpu::Entries* entries = nullptr;  // for Context::entries
+    // What makes steps of plain decoding without the host between them, or null; a null pointer: nothing does.
+    std::unique_ptr<DecodeLoop> (*decode_loop)(const LoopModel&) = nullptr;
 
     std::map<std::string, std::string> implementations() const;  // by entry
 };

@@ -223,6 +223,7 @@ class Request:
         draft_model: Weights | None = None,
         keeps_if_settled: bool = False,
         always_drafts: bool = False,
+        interruptible: bool = True,
     ) -> None:
         """What a call asks for; one seed a row, 0 to 2**64 - 1; one of max_new_tokens a prompt, or none."""
 

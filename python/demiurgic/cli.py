@@ -224,7 +224,9 @@ def _run(job: _Job, as_json: bool) -> None:
     interrupted = False
     # Text is cut where it has to be; what only passes through may have any tokenizer.
     tokenizer = job.tokenizer if job.config.stop or job.config.stop_at else known_or_none(job.tokenizer)
-    with Generation(job.model, [job.ids], config=job.config, tokenizer=tokenizer) as generation:
+    with Generation(
+        job.model, [job.ids], config=job.config, tokenizer=tokenizer, interruptible=streaming
+    ) as generation:
         try:
             if streaming:
                 _stream(generation, job)

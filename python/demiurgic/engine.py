@@ -277,6 +277,7 @@ class Generation:
             draft_model=_draft_weights(draft_model),
             keeps_if_settled=session is not None and (interruptible or taken.hooks is not None),
             always_drafts=always_drafts,
+            interruptible=interruptible,
             hooks=_core_hooks(taken.hooks, self.prompts.width, self._pad),
             max_seconds=taken.seconds,
             token_bytes=self._token_bytes or taken.token_bytes,

@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "kernels/cuda/attention_kernels.h"
+#include "kernels/cuda/decode_graph.h"
 #include "kernels/cuda/device_code.h"
 #include "kernels/cuda/layer_kernels.h"
 #include "kernels/cuda/sample_kernels.h"
@@ -21,6 +22,7 @@ Kernels make_kernels(const Kernels& reference, at::ScalarType dtype) {
     table.attend = {cuda::attend, "cuda"};
     table.sample = {cuda::sample, "cuda"};
     table.log_probability = {cuda::log_probability, "cuda"};
+    table.decode_loop = make_graph_loop;
     return table;
 }
 

@@ -1,0 +1,150 @@
+#include "kernels/cuda/decode_step.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace demiurgic::cuda {
+
+namespace {
+
+struct Workspace {
+    float* x = nullptr;         // [B, H]
+    float* q = nullptr;         // [B, heads * d]
+    float* attended = nullptr;  // [B, heads * d]
+    float* logits = nullptr;    // [B, V]
+    void* products = nullptr;
+    void* attention = nullptr;
+    float* sampler = nullptr;
+    int64_t bytes = 0;
+};
+
+AttendTiles tiles_of(const StepLayer& layer, int64_t rows) {
+    return attend_tiles(rows, /*most_tokens=*/1, layer.heads / layer.kv_heads);
+}
+
+Workspace workspace_of(const StepModel& model, const StepState& state, int64_t rows, void* memory) {
+    int64_t widest = model.hidden, widest_q = 0, attention = 0;
+    for (const StepLayer& layer : model.layers) {
+        widest_q = std::max(widest_q, layer.heads * layer.head_dim);
+        widest = std::max({widest, widest_q, layer.inner});
+        attention = std::max(
+            attention, attend_scratch_bytes(tiles_of(layer, rows), layer.kv_heads, layer.head_dim, state.most_blocks));
+    }
+    Workspace w;
+    const auto take = [&](int64_t bytes) -> void* {
+        void* part = memory ? static_cast<unsigned char*>(memory) + w.bytes : nullptr;
+        w.bytes += (bytes + 255) / 256 * 256;
+        return part;
+    };
+    const auto floats = [&](int64_t count) {
+        return static_cast<float*>(take(count * static_cast<int64_t>(sizeof(float))));
+    };
+    w.x = floats(rows * model.hidden);
+    w.q = floats(rows * widest_q);
+    w.attended = floats(rows * widest_q);
+    w.logits = floats(rows * model.vocab);
+    w.products = take(scratch_bytes(rows, widest, model.element_bytes));
+    w.attention = take(attention);
+    w.sampler = floats(sampler_scratch(rows, model.vocab, model.sampler_shared_bytes));
+    return w;
+}
+
+// The first error of launches, or none.
+class Errors {
+public:
+    void add(cudaError_t error) {
+        if (first_ == cudaSuccess) first_ = error;
+    }
+    cudaError_t first() const { return first_; }
+
+private:
+    cudaError_t first_ = cudaSuccess;
+};
+
+AttentionIn attention_in(const StepModel& model, size_t i, const LayerTable* on_device, const StepState& state,
+                         int64_t rows, const Workspace& w) {
+    const StepLayer& layer = model.layers[i];
+    AttentionIn in = {};
+    in.num_tokens = rows;
+    in.x = w.x;
+    in.hidden = model.hidden;
+    in.weights = {model.tables[i].attention_in, &on_device->attention_in};
+    in.norm = layer.attention_norm;
+    in.cos = model.cos;
+    in.sin = model.sin;
+    in.positions = state.positions;
+    in.slots = state.slots;
+    in.heads = layer.heads;
+    in.kv_heads = layer.kv_heads;
+    in.head_dim = layer.head_dim;
+    in.block_size = state.block_size;
+    in.k_cache = layer.keys;
+    in.v_cache = layer.values;
+    in.q_out = w.q;
+    return in;
+}
+
+Attend attend(const StepLayer& layer, const StepState& state, int64_t rows, const Workspace& w) {
+    Attend a = {};
+    a.q = w.q;
+    a.keys = layer.keys;
+    a.values = layer.values;
+    a.rows = state.rows;
+    a.block_table = state.block_table;
+    a.most_blocks = state.most_blocks;
+    a.heads = layer.heads;
+    a.kv_heads = layer.kv_heads;
+    a.d = layer.head_dim;
+    a.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(layer.head_dim)));
+    a.tiles = tiles_of(layer, rows);
+    a.out = w.attended;
+    if (attend_splits(a.tiles, layer.kv_heads, state.most_blocks)) a.scratch = w.attention;
+    return a;
+}
+
+}  // namespace
+
+int64_t step_workspace_bytes(const StepModel& model, const StepState& state, int64_t rows) {
+    return workspace_of(model, state, rows, nullptr).bytes;
+}
+
+cudaError_t launch_step(const StepModel& model, const StepState& state, int64_t rows, void* workspace,
+                        cudaStream_t stream) {
+    const Workspace w = workspace_of(model, state, rows, workspace);
+    const ModelTable* on_device = model.model_on_device;
+    const Layers& entries = *model.entries;
+    const Launch first{stream, w.products, false}, later{stream, w.products, model.overlaps};
+    Errors errors;
+    errors.add(entries.embed({rows, state.tokens, {model.model.embed, &on_device->embed}, model.hidden, w.x}, first));
+    for (size_t i = 0; i < model.layers.size(); ++i) {
+        const StepLayer& layer = model.layers[i];
+        const LayerTable& table = model.tables[i];
+        const LayerTable* there = reinterpret_cast<const LayerTable*>(on_device + 1) + i;
+        errors.add(entries.attention_in(attention_in(model, i, there, state, rows, w), later));
+        errors.add(model.attend(attend(layer, state, rows, w), stream, model.overlaps));
+        errors.add(entries.attention_out({rows,
+                                          w.attended,
+                                          layer.heads * layer.head_dim,
+                                          {table.attention_out, &there->attention_out},
+                                          model.hidden,
+                                          w.x},
+                                         later));
+        errors.add(entries.mlp({rows,
+                                {table.mlp, &there->mlp},
+                                layer.mlp_norm,
+                                layer.is_gated,
+                                layer.activation,
+                                model.hidden,
+                                layer.inner,
+                                w.x},
+                               later));
+    }
+    errors.add(entries.head(
+        {rows, w.x, nullptr, model.hidden, model.vocab, {model.model.head, &on_device->head}, model.norm, w.logits},
+        later));
+    errors.add(launch_sample_step(w.logits, model.vocab, rows, model.vocab, state,
+                                  {model.sampler_shared_bytes, w.sampler}, model.overlaps, stream));
+    return errors.first();
+}
+
+}  // namespace demiurgic::cuda
