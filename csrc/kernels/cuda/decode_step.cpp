@@ -19,7 +19,7 @@ struct Workspace {
 };
 
 AttendTiles tiles_of(const StepLayer& layer, int64_t rows) {
-    return attend_tiles(rows, /*most_tokens=*/1, layer.heads / layer.kv_heads);
+    return attend_tiles(rows, /*most_tokens=*/1, layer.heads / layer.kv_heads, layer.head_dim);
 }
 
 Workspace workspace_of(const StepModel& model, const StepState& state, int64_t rows, void* memory) {
