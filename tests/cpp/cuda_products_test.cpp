@@ -109,7 +109,6 @@ public:
         for (int64_t i = 0; i < kMostRows; ++i) {
             slots.push_back(i * 7 % 160);  // no two alike; a new block now and then
             ids.push_back(random.below(s.vocab));
-            rows_of_x.push_back(i * 37 % kMostRows);
             positions.push_back(kMostRows - 1 - i);
         }
     }
@@ -180,8 +179,7 @@ public:
         const cuda::HeadWeights table = weights.value;
         if (way.from_table) weights = {{}, &table};
         run(count, layers().head,
-            cuda::Head{count, x.data(), &rows_of_x[first], shape.hidden, shape.vocab, weights, norm_of(),
-                       logits.data()});
+            cuda::Head{count, &x[first * shape.hidden], shape.hidden, shape.vocab, weights, norm_of(), logits.data()});
         return split(logits, count, shape.vocab);
     }
 
@@ -220,7 +218,7 @@ public:
     }
     void check_head(const Rows& results) const {
         std::vector<float> logits = joined(results);
-        oracle().check_head({x.data(), rows_of_x.data(), count_of(results), cpu_norm(), head.oracle(), logits.data()});
+        oracle().check_head({x.data(), count_of(results), cpu_norm(), head.oracle(), logits.data()});
     }
 
     // Of a row of attention_in.
@@ -302,7 +300,7 @@ private:
     Weight q, k, v, out, gate, up, down, head;
     std::vector<float> x, attended, cos, sin;
     mutable std::vector<float> reversed_cos, reversed_sin;
-    std::vector<int64_t> slots, ids, rows_of_x, positions;
+    std::vector<int64_t> slots, ids, positions;
 };
 
 using Run = Rows (Layer::*)(int64_t first, int64_t count, Way way) const;

@@ -140,8 +140,7 @@ cudaError_t launch_step(const StepModel& model, const StepState& state, int64_t 
                                later));
     }
     errors.add(entries.head(
-        {rows, w.x, nullptr, model.hidden, model.vocab, {model.model.head, &on_device->head}, model.norm, w.logits},
-        later));
+        {rows, w.x, model.hidden, model.vocab, {model.model.head, &on_device->head}, model.norm, w.logits}, later));
     errors.add(launch_sample_step(w.logits, model.vocab, rows, model.vocab, state,
                                   {model.sampler_shared_bytes, w.sampler}, model.overlaps, stream));
     return errors.first();

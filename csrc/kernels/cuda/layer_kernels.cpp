@@ -106,7 +106,6 @@ void head(Context& context, const HeadArgs& args) {
     run(context, args.head.weight.scalar_type(), &Layers::head,
         Head{args.x.size(0),
              const_data_of<float>(args.x),
-             nullptr,
              args.x.size(1),
              args.head.weight.size(0),
              {{args.norm.const_data_ptr(), matrix_of(args.head)}},

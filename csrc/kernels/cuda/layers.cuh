@@ -77,7 +77,6 @@ __device__ __forceinline__ void rms_scales(int num, int columns, float eps, RowO
 template <class T>
 struct NormedRows {
     const float* x;
-    const int64_t* ids;  // [rows]: which rows of x; null: all, in order
     int columns;
     Live<const void*> weight;  // [columns]
     Norm norm;
@@ -87,7 +86,7 @@ struct NormedRows {
         float scale;
         const void* weight;
     };
-    __device__ __forceinline__ const float* at(int row) const { return x + (ids ? ids[row] : row) * columns; }
+    __device__ __forceinline__ const float* at(int row) const { return x + static_cast<int64_t>(row) * columns; }
     __device__ __forceinline__ void begin(int first, int num) const {
         rms_scales(num, columns, norm.eps, [&](int i) { return at(first + i); }, shared_scales());
     }
@@ -359,8 +358,7 @@ cudaError_t attention_in(const AttentionIn& a, const Launch& at) {
                              static_cast<T*>(a.k_cache),
                              static_cast<T*>(a.v_cache),
                              a.q_out};
-    const NormedRows<T> x = {a.x, nullptr, static_cast<int>(a.hidden), part(a.weights, &AttentionInWeights::norm),
-                             a.norm};
+    const NormedRows<T> x = {a.x, static_cast<int>(a.hidden), part(a.weights, &AttentionInWeights::norm), a.norm};
     return product<T>(map, map, x, a.num_tokens, at);
 }
 
@@ -372,7 +370,7 @@ cudaError_t attention_out(const AttentionOut& a, const Launch& at) {
 
 template <class T>
 cudaError_t mlp(const Mlp& a, const Launch& at) {
-    const NormedRows<T> x = {a.x, nullptr, static_cast<int>(a.hidden), part(a.weights, &MlpWeights::norm), a.norm};
+    const NormedRows<T> x = {a.x, static_cast<int>(a.hidden), part(a.weights, &MlpWeights::norm), a.norm};
     T* inner = reinterpret_cast<T*>(static_cast<char*>(at.scratch) + buffer_bytes(a.num_tokens, a.hidden, sizeof(T)));
     const PlainRows<T, T> activated = {inner, pitch_of<T>(a.inner), static_cast<int>(a.inner)};
     cudaError_t error;
@@ -389,7 +387,7 @@ cudaError_t mlp(const Mlp& a, const Launch& at) {
 
 template <class T>
 cudaError_t head(const Head& a, const Launch& at) {
-    const NormedRows<T> x = {a.x, a.rows, static_cast<int>(a.hidden), part(a.weights, &HeadWeights::norm), a.norm};
+    const NormedRows<T> x = {a.x, static_cast<int>(a.hidden), part(a.weights, &HeadWeights::norm), a.norm};
     return outputs<T, false>(part(a.weights, &HeadWeights::head), a.vocab, a.logits, x, a.num_rows, at);
 }
 

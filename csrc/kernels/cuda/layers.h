@@ -101,9 +101,8 @@ struct Mlp {
 };
 
 struct Head {
-    int64_t num_rows;     // R
-    const float* x;       // [N, H]
-    const int64_t* rows;  // [R]: which rows of x; null: all, in order
+    int64_t num_rows;  // R
+    const float* x;    // [R, H]
     int64_t hidden, vocab;
     Live<HeadWeights> weights;
     Norm norm;
