@@ -242,8 +242,7 @@ private:
             call(&Entries::mlp, cpu::Mlp{n, norm_of(layer.mlp_norm), layer.gate.matrix(), layer.up.matrix(),
                                          layer.down.matrix(), s.activation, x});
         }
-        call(&Entries::head, cpu::Head{x, n, norm_of(model_.final_norm), model_.head.matrix(),
-                                       out.logits.data()});
+        call(&Entries::head, cpu::Head{x, n, norm_of(model_.final_norm), model_.head.matrix(), out.logits.data()});
     }
 
     const cpu::Entries& entries_;
