@@ -73,6 +73,13 @@ StepShape Decoder::shape_of(const Batch& batch) const {
     return shape;
 }
 
+void Decoder::forget() {
+    for (at::Tensor* memory : {&x_, &q_, &attended_, &last_x_, &last_attended_, &logits_, &context_.scratch}) {
+        *memory = at::Tensor();
+    }
+    rotary_ = {};
+}
+
 LoopModel Decoder::loop_model(const KVCache& cache, int64_t block_size) {
     const ModelConfig& config = weights_.config();
     std::vector<LoopLayer> layers;

@@ -24,6 +24,9 @@ public:
     // For a device that decodes by itself; it refers to this decoder, its weights and `cache`.
     LoopModel loop_model(const KVCache& cache, int64_t block_size);
 
+    // Gives its memory back, until the next step.
+    void forget();
+
 private:
     struct Rotary {
         at::Tensor cos, sin;  // [N, d / 2] float32

@@ -8,7 +8,7 @@ namespace demiurgic {
 
 DraftModel::DraftModel(Weights weights, int64_t block_size, int64_t max_step_tokens, int64_t target_bytes)
     : weights_(std::move(weights)),
-      kernels_(weights_.rows_are_contiguous() ? kernels_for(weights_.device(), weights_.dtype()) : reference_kernels()),
+      kernels_(weights_.rows_are_contiguous() ? kernels_for(weights_.device(), weights_.dtype()) : reference_alone()),
       max_step_tokens_(max_step_tokens),
       blocks_(block_size),
       cache_(weights_, block_size, kernels_.cache_layout),

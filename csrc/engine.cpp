@@ -23,7 +23,7 @@ namespace {
 // The devices' own kernels read rows of weights as they lie; where a parameter is, say, the transpose of another tensor,
 // plain ATen serves.
 const Kernels& kernels_of(const Weights& weights) {
-    return weights.rows_are_contiguous() ? kernels_for(weights.device(), weights.dtype()) : reference_kernels();
+    return weights.rows_are_contiguous() ? kernels_for(weights.device(), weights.dtype()) : reference_alone();
 }
 
 std::string megabytes(double bytes) {
@@ -75,6 +75,10 @@ Engine::Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_
 std::unique_ptr<DecodeLoop> Engine::make_loop() {
     const char* choice = std::getenv("DEMIURGIC_STEPS");
     const std::string steps = choice ? choice : "";
+    if (!steps.empty() && steps != "ahead" && steps != "simple") {
+        throw std::invalid_argument("DEMIURGIC_STEPS is '" + steps +
+                                    "', but must be 'ahead' or 'simple', or not be set.");
+    }
     if (steps == "ahead") {
         return std::make_unique<LateLoop>(kernels_, decoder_, cache_, kBlockSize, weights_.device());
     }
@@ -452,7 +456,7 @@ void Engine::grow_blocks(int64_t capacity, int64_t least) {
     throw NoRoom("The longest row needs " + megabytes(static_cast<double>(least) * block_bytes) +
                  " of key/value cache, and " + weights_.device().str() + " did not give it, though " +
                  megabytes(static_cast<double>(free_bytes(weights_.device()))) +
-                 " are free in pieces; free memory or lower max_new_tokens.");
+                 " are free in pieces; free memory or ask for shorter rows.");
 }
 
 std::shared_ptr<DraftModel> Engine::draft_model_of(const Weights& weights) const {
@@ -754,8 +758,9 @@ void Engine::cancel(Call& call) {
 void Engine::give_cache_back() {
     scheduler_.pending_copies().clear();
     blocks_.clear();
-    cache_.clear();
     if (loop_) loop_->forget();
+    cache_.clear();
+    decoder_.forget();
 }
 
 void Engine::read(const std::function<void()>& reader) const {

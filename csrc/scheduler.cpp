@@ -74,9 +74,8 @@ std::vector<Work> Scheduler::plan_ahead(const std::vector<Work>& last) {
 void Scheduler::make_room_ahead(const std::vector<Work>& work) {
     for (const auto& [sequence, start, count, drafts] : work) {
         const int64_t num_tokens = start + count + 1;
-        if (num_tokens >= sequence->max_tokens) continue;  // the last token is never looked at
-        while (!blocks_.extend(sequence->blocks, num_tokens) && free_kept()) {
-        }
+        if (num_tokens >= sequence->max_tokens) continue;                      // the last token is never looked at
+        blocks_.extend(sequence->blocks, num_tokens, most_cached(*sequence));  // or it rests; nobody's blocks are taken
     }
 }
 

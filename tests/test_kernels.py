@@ -160,7 +160,7 @@ def test_transposed_weights_run_on_the_reference(monkeypatch, dtype):
 
 # ---- which kernels ---------------------------------------------------------------------------------------------
 
-FORWARD = ("embed", "attention_in", "attend", "attention_out", "mlp", "head")
+FORWARD = ("embed", "attention_in", "attend", "attention_out", "mlp", "select_rows", "head")
 
 
 def test_each_set_can_be_forced(isa):

@@ -33,16 +33,6 @@ std::optional<std::string> forced_kernels() {
                                 " on this machine, or not be set.");
 }
 
-// The reference where it is not the base of a device's own kernels: it reads a run of blocks where it lies.
-const Kernels& reference_alone() {
-    static const Kernels table = [] {
-        Kernels kernels = reference_kernels();
-        kernels.cache_layout = CacheLayout::by_head;
-        return kernels;
-    }();
-    return table;
-}
-
 // Memory that the system can hand out without swapping.
 int64_t free_host_bytes() {
     std::ifstream meminfo("/proc/meminfo");
@@ -71,6 +61,15 @@ int64_t unused_bytes(c10::DeviceAllocator& allocator, at::Device device) try {
 }
 
 }  // namespace
+
+const Kernels& reference_alone() {
+    static const Kernels table = [] {
+        Kernels kernels = reference_kernels();
+        kernels.cache_layout = CacheLayout::by_head;
+        return kernels;
+    }();
+    return table;
+}
 
 const Kernels& kernels_for(at::Device device, at::ScalarType dtype) {
     const std::optional<std::string> forced = forced_kernels();

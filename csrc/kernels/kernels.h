@@ -209,6 +209,9 @@ std::vector<std::string> isa_names();
 
 const Kernels& reference_kernels();
 
+// The reference where it is not the base of a device's own kernels: it reads a run of blocks where it lies.
+const Kernels& reference_alone();
+
 // Bytes that can still be allocated on `device`, as far as it tells.
 int64_t free_bytes(at::Device device);
 

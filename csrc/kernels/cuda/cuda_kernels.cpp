@@ -46,7 +46,7 @@ bool cuda_kernels_run_on(at::Device device) {
     const auto [entry, is_new] = known.try_emplace(device.index());
     if (is_new) {
         const c10::cuda::CUDAGuard guard(device);
-        entry->second = has_code_for_current_device();
+        entry->second = code_for_current_device() > 0;
     }
     return entry->second;
 }

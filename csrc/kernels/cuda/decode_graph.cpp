@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <tuple>
 
 #include "kernels/cuda/decode_step.h"
+#include "kernels/cuda/device_code.h"
 #include "kernels/cuda/step_changes.h"
 #include "kernels/cuda/step_loop.h"
 
@@ -42,6 +44,12 @@ int attribute(cudaDeviceAttr which, int device) {
     int value = 0;
     C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
     return value;
+}
+
+// Programmatic dependent launch. The code decides, not the device: what was compiled for older ones does not wait.
+bool overlaps_on(c10::DeviceIndex device) {
+    const c10::cuda::CUDAGuard guard(device);
+    return code_for_current_device() >= 90;
 }
 
 // A graph that can be launched, and the memory that its kernels work in.
@@ -99,12 +107,14 @@ private:
     StepModel step_model() const;
     void write_table();
     std::vector<const void*> captured_addresses() const;
+    template <class Launches>
+    cudaError_t capture_once(Launches launches, Captured& captured);
 
     const LoopModel model_;
     const c10::DeviceIndex device_;
     const at::TensorOptions on_device_;  // bytes
     const int64_t vocab_;
-    const bool overlaps_;  // kernels of a step: from sm_90 on
+    const bool overlaps_;  // kernels of a step
     const int64_t sampler_bytes_;
 
     at::Tensor table_, table_image_;     // ModelTable, then a LayerTable for each layer; and what was copied there
@@ -121,8 +131,9 @@ GraphDevice::GraphDevice(const LoopModel& model)
       device_(model.embedding.device().index()),
       on_device_(at::TensorOptions().device(model.embedding.device()).dtype(at::kByte)),
       vocab_(model.head.weight.size(0)),
-      overlaps_(attribute(cudaDevAttrComputeCapabilityMajor, device_) >= 9),
+      overlaps_(overlaps_on(device_)),
       sampler_bytes_(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device_)) {
+    const c10::cuda::CUDAGuard guard(device_);  // streams and events are the current device's
     const auto count = static_cast<int64_t>(sizeof(ModelTable) + model.layers.size() * sizeof(LayerTable));
     table_ = bytes(count);
     table_image_ = pinned_bytes(count);
@@ -197,9 +208,10 @@ StepModel GraphDevice::step_model() const {
 
 // ---- graphs -----------------------------------------------------------------------------------------------------------
 
-// On a stream of its own, and so that only this thread may not do what a capture forbids: the user's other threads, and their
-// streams, notice nothing. A step of rows at rest goes first: it loads the kernels, which a capture must not, and shows
-// what is wrong with them where it can still be told.
+// On a stream of its own, and so that only this thread may not do what a capture forbids. Who waits for the whole device on
+// another thread meanwhile (torch.cuda.synchronize) still breaks it, and gets an error; so it is tried again. A step of rows
+// at rest goes first: it loads the kernels, which a capture must not, and shows what is wrong with them where it can still
+// be told.
 int64_t GraphDevice::capture(const StepState& state, int64_t rows) {
     const StepModel model = step_model();
     auto captured = std::make_unique<Captured>();
@@ -212,18 +224,30 @@ int64_t GraphDevice::capture(const StepState& state, int64_t rows) {
     C10_CUDA_CHECK(cudaMemsetAsync(state.slots, 0xff, count * sizeof(int64_t), stream()));
     C10_CUDA_CHECK(launch_step(model, state, rows, workspace, stream()));
 
-    cudaGraph_t graph = nullptr;
-    C10_CUDA_CHECK(cudaStreamBeginCapture(side_, cudaStreamCaptureModeThreadLocal));
-    const cudaError_t launched = launch_step(model, state, rows, workspace, side_);
-    const cudaError_t ended = cudaStreamEndCapture(side_, &graph);
-    const bool is_whole = launched == cudaSuccess && ended == cudaSuccess;
-    const cudaError_t made = is_whole ? cudaGraphInstantiate(&captured->graph, graph, 0) : cudaSuccess;
-    if (graph) C10_CUDA_CHECK_WARN(cudaGraphDestroy(graph));
-    C10_CUDA_CHECK(launched);
-    C10_CUDA_CHECK(ended);
-    C10_CUDA_CHECK(made);
+    constexpr int tries = 5;
+    cudaError_t error = cudaSuccess;
+    for (int i = 0; i < tries; ++i) {
+        error = capture_once([&] { return launch_step(model, state, rows, workspace, side_); }, *captured);
+        if (error == cudaSuccess) break;
+        (void)cudaGetLastError();  // or the next launch would be blamed for it
+    }
+    C10_CUDA_CHECK(error);
     graphs_.push_back(std::move(captured));
     return static_cast<int64_t>(graphs_.size()) - 1;
+}
+
+// What `launches` puts on side_, as a graph.
+template <class Launches>
+cudaError_t GraphDevice::capture_once(Launches launches, Captured& captured) {
+    const cudaError_t begun = cudaStreamBeginCapture(side_, cudaStreamCaptureModeThreadLocal);
+    if (begun != cudaSuccess) return begun;
+    const cudaError_t launched = launches();
+    cudaGraph_t graph = nullptr;
+    const cudaError_t ended = cudaStreamEndCapture(side_, &graph);
+    const bool is_whole = launched == cudaSuccess && ended == cudaSuccess;
+    const cudaError_t made = is_whole ? cudaGraphInstantiate(&captured.graph, graph, 0) : cudaSuccess;
+    if (graph) C10_CUDA_CHECK_WARN(cudaGraphDestroy(graph));
+    return launched != cudaSuccess ? launched : ended != cudaSuccess ? ended : made;
 }
 
 bool GraphDevice::reached(int64_t number) {

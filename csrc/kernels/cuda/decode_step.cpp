@@ -27,8 +27,9 @@ Workspace workspace_of(const StepModel& model, const StepState& state, int64_t r
     for (const StepLayer& layer : model.layers) {
         widest_q = std::max(widest_q, layer.heads * layer.head_dim);
         widest = std::max({widest, widest_q, layer.inner});
-        attention = std::max(
-            attention, attend_scratch_bytes(tiles_of(layer, rows), layer.kv_heads, layer.head_dim, state.most_blocks));
+        const AttendTiles tiles = tiles_of(layer, rows);
+        if (!attend_splits(tiles, layer.kv_heads, state.most_blocks)) continue;
+        attention = std::max(attention, attend_scratch_bytes(tiles, layer.kv_heads, layer.head_dim, state.most_blocks));
     }
     Workspace w;
     const auto take = [&](int64_t bytes) -> void* {

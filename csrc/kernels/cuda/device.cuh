@@ -27,14 +27,26 @@ struct LaunchShape {
     bool overlaps_previous = false;
 };
 
+// Lets the kernel have `bytes` of dynamic shared memory. Unasked it has 48 KiB less its static memory; once it asks, it gets
+// all that a block can have: a limit that fits one launch could be too low for that of another thread.
+template <class... Parameters>
+cudaError_t allow_shared(void (*kernel)(Parameters...), size_t bytes) {
+    cudaFuncAttributes now;
+    if (const cudaError_t error = cudaFuncGetAttributes(&now, kernel); error != cudaSuccess) return error;
+    if (bytes <= static_cast<size_t>(now.maxDynamicSharedSizeBytes)) return cudaSuccess;
+    int device = 0, most = 0;
+    if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+    const cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error != cudaSuccess) return error;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                most - static_cast<int>(now.sharedSizeBytes));
+}
+
 // Arguments become the kernel's own parameter types.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(const LaunchShape& shape, void (*kernel)(Parameters...), Arguments&&... arguments) {
-    constexpr size_t unasked = 48 << 10;  // beyond this a kernel has to ask
-    if (shape.shared_bytes > unasked) {
-        const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                       static_cast<int>(shape.shared_bytes));
-        if (error != cudaSuccess) return error;
+    if (shape.shared_bytes > 0) {
+        if (const cudaError_t error = allow_shared(kernel, shape.shared_bytes); error != cudaSuccess) return error;
     }
     cudaLaunchAttribute overlap = {};
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -10,11 +10,11 @@ __global__ void nothing() {}
 
 }  // namespace
 
-bool has_code_for_current_device() {
+int code_for_current_device() {
     cudaFuncAttributes attributes;
-    const bool found = cudaFuncGetAttributes(&attributes, nothing) == cudaSuccess;
-    if (!found) cudaGetLastError();  // or the next launch would be blamed for it
-    return found;
+    if (cudaFuncGetAttributes(&attributes, nothing) == cudaSuccess) return attributes.ptxVersion;
+    cudaGetLastError();  // or the next launch would be blamed for it
+    return 0;
 }
 
 }  // namespace demiurgic

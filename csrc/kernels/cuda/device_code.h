@@ -2,7 +2,8 @@
 
 namespace demiurgic {
 
-// Whether this build has machine code, or PTX to compile it from, for the device that is current.
-bool has_code_for_current_device();
+// What the code of this build that runs on the current device was compiled for, whether machine code or PTX: 80, 90, ...; 0
+// where there is none.
+int code_for_current_device();
 
 }  // namespace demiurgic

@@ -277,14 +277,40 @@ struct cudaLaunchConfig_t {
     unsigned numAttrs;
 };
 
-// A kernel has to ask for more dynamic shared memory than 48 KiB. The most is that of sm_80, not sm_90's 227 KiB.
+// A kernel has to ask for more dynamic shared memory than 48 KiB less its static memory, which is not known here: 20 KiB is more
+// than any of ours has. The most is that of sm_80, not sm_90's 227 KiB.
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+struct cudaFuncAttributes {
+    size_t sharedSizeBytes;
+    int maxDynamicSharedSizeBytes;
+};
 namespace simt {
+constexpr size_t static_shared_bytes = 20 << 10, unasked_shared_bytes = (48 << 10) - static_shared_bytes;
+constexpr int most_shared_bytes = 163 << 10;
 inline std::map<const void*, size_t> shared_bytes_of;  // kernels that asked
+inline size_t allowed_shared_bytes(const void* kernel) {
+    const auto asked = shared_bytes_of.find(kernel);
+    return asked == shared_bytes_of.end() ? unasked_shared_bytes : asked->second;
+}
+}  // namespace simt
+inline cudaError_t cudaGetDevice(int* device) {
+    *device = 0;
+    return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+    *value = simt::most_shared_bytes;
+    return cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel* kernel) {
+    const size_t allowed = simt::allowed_shared_bytes(reinterpret_cast<const void*>(kernel));
+    *attributes = {simt::static_shared_bytes, static_cast<int>(allowed)};
+    return cudaSuccess;
 }
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
-    if (bytes < 0 || bytes > 163 << 10) return cudaErrorInvalidValue;
+    if (bytes < 0 || bytes > simt::most_shared_bytes) return cudaErrorInvalidValue;
     simt::shared_bytes_of[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(bytes);
     return cudaSuccess;
 }
@@ -293,8 +319,7 @@ template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
     const auto& [grid, block, shared_bytes, stream, attributes, num_attributes] = *config;
-    const auto asked = simt::shared_bytes_of.find(reinterpret_cast<const void*>(kernel));
-    if (shared_bytes > (asked == simt::shared_bytes_of.end() ? 48 << 10 : asked->second)) return cudaErrorInvalidValue;
+    if (shared_bytes > simt::allowed_shared_bytes(reinterpret_cast<const void*>(kernel))) return cudaErrorInvalidValue;
     const bool fits = grid.x > 0 && grid.x < 1u << 31 && grid.y > 0 && grid.y < 1u << 16 && grid.z > 0 &&
                       grid.z < 1u << 16 && block.x > 0 && block.y > 0 && block.z > 0 && block.z <= 64 &&
                       uint64_t{block.x} * block.y * block.z <= 1024;
