@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import operator
 import threading
 import weakref
@@ -497,15 +498,22 @@ _OF_GENERATE = {
 }
 
 
+@functools.cache
+def _option_names() -> tuple[str, ...]:
+    return tuple(option["name"] for option in _C.options())
+
+
 def _check_names(options: dict[str, Any], caller: str) -> None:
     """Refuses a misspelt keyword of `caller`; GenerationConfig does it for misspelt options."""
-    known = [option["name"] for option in _C.options()]
+    known = _option_names()
     keywords = [*_KEYWORDS, *(_OF_GENERATE if caller == "generate" else ())]
     for name in options:
         if name in _OF_GENERATE:  # it is no keyword of `caller`, else it would not be among the options
             raise TypeError(f"{caller} has no keyword '{name}': {_OF_GENERATE[name]}; leave it out, or call generate.")
+        if name in known:
+            continue
         nearest = difflib.get_close_matches(name, [*known, *keywords], n=1)
-        if name not in known and nearest and nearest[0] in keywords:
+        if nearest and nearest[0] in keywords:
             raise TypeError(f"{caller} has no keyword '{name}'; did you mean '{nearest[0]}'?")
 
 
