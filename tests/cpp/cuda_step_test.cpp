@@ -96,9 +96,11 @@ public:
     void* host_memory(int64_t bytes) override { return device_memory(bytes); }
 
     // As decode_graph.cpp does it: first a step of rows at rest, which must change nothing.
-    int64_t capture(const StepState& state, int64_t rows) override {
-        Graph graph{step_model(), state, rows, nullptr};
-        graph.workspace = device_memory(step_workspace_bytes(graph.model, state, rows));
+    int64_t workspace_bytes(int64_t rows, int64_t most_blocks) override {
+        return step_workspace_bytes(step_model(), most_blocks, rows);
+    }
+    int64_t capture(const StepState& state, int64_t rows, void* workspace) override {
+        const Graph graph{step_model(), state, rows, workspace};
         std::memset(state.tokens, 0, rows * sizeof(int64_t));
         std::memset(state.positions, 0, rows * sizeof(int64_t));
         std::memset(state.rows, 0, rows * sizeof(BatchRow));
@@ -109,7 +111,10 @@ public:
         graphs_.push_back(graph);
         return static_cast<int64_t>(graphs_.size()) - 1;
     }
-    void forget() override {}
+    void forget() override {
+        graphs_.clear();
+        memory_.clear();
+    }
     void copy(void* device, const void* host, int64_t bytes) override { std::memcpy(device, host, bytes); }
     void count(const int64_t* tokens, int64_t num_tokens, int64_t first_counted, uint32_t* counts) override {
         check(launch_count_context(tokens, num_tokens, first_counted, counts, kVocab, nullptr) == cudaSuccess, "count");

@@ -52,10 +52,9 @@ bool overlaps_on(c10::DeviceIndex device) {
     return code_for_current_device() >= 90;
 }
 
-// A graph that can be launched, and the memory that its kernels work in.
+// A graph that can be launched.
 struct Captured {
     cudaGraphExec_t graph = nullptr;
-    at::Tensor workspace;
 
     Captured() = default;
     Captured(const Captured&) = delete;
@@ -73,7 +72,10 @@ public:
     bool refresh(int64_t most_positions) override;
     void* device_memory(int64_t count) override { return keep(bytes(count)); }
     void* host_memory(int64_t count) override { return keep(pinned_bytes(count)); }
-    int64_t capture(const StepState& state, int64_t rows) override;
+    int64_t workspace_bytes(int64_t rows, int64_t most_blocks) override {
+        return step_workspace_bytes(step_model(), most_blocks, rows);
+    }
+    int64_t capture(const StepState& state, int64_t rows, void* workspace) override;
     void forget() override {
         graphs_.clear();
         memory_.clear();
@@ -212,11 +214,9 @@ StepModel GraphDevice::step_model() const {
 // another thread meanwhile (torch.cuda.synchronize) still breaks it, and gets an error; so it is tried again. A step of rows
 // at rest goes first: it loads the kernels, which a capture must not, and shows what is wrong with them where it can still
 // be told.
-int64_t GraphDevice::capture(const StepState& state, int64_t rows) {
+int64_t GraphDevice::capture(const StepState& state, int64_t rows, void* workspace) {
     const StepModel model = step_model();
     auto captured = std::make_unique<Captured>();
-    captured->workspace = bytes(step_workspace_bytes(model, state, rows));
-    void* workspace = captured->workspace.data_ptr();
     const auto count = static_cast<size_t>(rows);
     C10_CUDA_CHECK(cudaMemsetAsync(state.tokens, 0, count * sizeof(int64_t), stream()));
     C10_CUDA_CHECK(cudaMemsetAsync(state.positions, 0, count * sizeof(int64_t), stream()));

@@ -22,14 +22,14 @@ AttendTiles tiles_of(const StepLayer& layer, int64_t rows) {
     return attend_tiles(rows, /*most_tokens=*/1, layer.heads / layer.kv_heads, layer.head_dim);
 }
 
-Workspace workspace_of(const StepModel& model, const StepState& state, int64_t rows, void* memory) {
+Workspace workspace_of(const StepModel& model, int64_t most_blocks, int64_t rows, void* memory) {
     int64_t widest = model.hidden, widest_q = 0, attention = 0;
     for (const StepLayer& layer : model.layers) {
         widest_q = std::max(widest_q, layer.heads * layer.head_dim);
         widest = std::max({widest, widest_q, layer.inner});
         const AttendTiles tiles = tiles_of(layer, rows);
-        if (!attend_splits(tiles, layer.kv_heads, state.most_blocks)) continue;
-        attention = std::max(attention, attend_scratch_bytes(tiles, layer.kv_heads, layer.head_dim, state.most_blocks));
+        if (!attend_splits(tiles, layer.kv_heads, most_blocks)) continue;
+        attention = std::max(attention, attend_scratch_bytes(tiles, layer.kv_heads, layer.head_dim, most_blocks));
     }
     Workspace w;
     const auto take = [&](int64_t bytes) -> void* {
@@ -105,13 +105,13 @@ Attend attend(const StepLayer& layer, const StepState& state, int64_t rows, cons
 
 }  // namespace
 
-int64_t step_workspace_bytes(const StepModel& model, const StepState& state, int64_t rows) {
-    return workspace_of(model, state, rows, nullptr).bytes;
+int64_t step_workspace_bytes(const StepModel& model, int64_t most_blocks, int64_t rows) {
+    return workspace_of(model, most_blocks, rows, nullptr).bytes;
 }
 
 cudaError_t launch_step(const StepModel& model, const StepState& state, int64_t rows, void* workspace,
                         cudaStream_t stream) {
-    const Workspace w = workspace_of(model, state, rows, workspace);
+    const Workspace w = workspace_of(model, state.most_blocks, rows, workspace);
     const ModelTable* on_device = model.model_on_device;
     const Layers& entries = *model.entries;
     const Launch first{stream, w.products, false}, later{stream, w.products, model.overlaps};

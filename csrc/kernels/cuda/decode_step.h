@@ -47,8 +47,9 @@ struct StepModel {
     bool overlaps;                      // kernels of a step: from sm_90 on
 };
 
-// What a step of `rows` rows writes to beside the state and the cache: one piece of memory, aligned to 256.
-int64_t step_workspace_bytes(const StepModel& model, const StepState& state, int64_t rows);
+// What a step of `rows` rows of up to `most_blocks` blocks writes to beside the state and the cache: one piece of memory,
+// aligned to 256, of which the next step needs nothing.
+int64_t step_workspace_bytes(const StepModel& model, int64_t most_blocks, int64_t rows);
 
 // Launches the step: the embedding, six kernels a layer, the head, the sampler. Each kernel but the first may start while
 // the one before it ends; what runs before the first may be the user's, and write weights.
