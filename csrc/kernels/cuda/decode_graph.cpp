@@ -108,7 +108,6 @@ private:
     }
     StepModel step_model() const;
     void write_table();
-    std::vector<const void*> captured_addresses() const;
     template <class Launches>
     cudaError_t capture_once(Launches launches, Captured& captured);
 
@@ -121,7 +120,7 @@ private:
 
     at::Tensor table_, table_image_;     // ModelTable, then a LayerTable for each layer; and what was copied there
     at::Tensor cos_, sin_;               // [P, d / 2]
-    std::vector<const void*> captured_;  // where cache and angles lie by the captured graphs
+    std::vector<const void*> captured_;  // what captured graphs hold the addresses of
     std::vector<at::Tensor> memory_;
     std::vector<std::unique_ptr<Captured>> graphs_;
     cudaEvent_t marks_[StepLoop::kMostInFlight] = {};
@@ -150,18 +149,10 @@ GraphDevice::~GraphDevice() {
 
 // ---- where things lie -------------------------------------------------------------------------------------------------
 
-std::vector<const void*> GraphDevice::captured_addresses() const {
-    std::vector<const void*> addresses = {cos_.const_data_ptr(), sin_.const_data_ptr()};
-    for (const auto* tensors : {&model_.keys, &model_.values}) {
-        for (const at::Tensor& tensor : *tensors) addresses.push_back(tensor.const_data_ptr());
-    }
-    return addresses;
-}
-
 bool GraphDevice::refresh(int64_t most_positions) {
     std::tie(cos_, sin_) = model_.rotary(most_positions);
     write_table();
-    std::vector<const void*> addresses = captured_addresses();
+    std::vector<const void*> addresses = captured_addresses(step_model());
     if (addresses == captured_) return false;
     captured_ = std::move(addresses);
     return true;
@@ -193,6 +184,7 @@ StepModel GraphDevice::step_model() const {
     step.model_on_device = static_cast<const ModelTable*>(table_.const_data_ptr());
     step.sampler_shared_bytes = sampler_bytes_;
     step.overlaps = overlaps_;
+    step.library = model_.library.get();
     for (size_t i = 0; i < model_.layers.size(); ++i) {
         const LoopLayer& layer = model_.layers[i];
         step.layers.push_back({norm_of(layer.attention_norm), norm_of(layer.mlp_norm), layer.num_heads,
