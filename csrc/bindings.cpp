@@ -703,8 +703,8 @@ void bind_engine(py::module_& m) {
     py::class_<Engine, std::shared_ptr<Engine>> cls(m, "Engine",
                                                     "Generates for all calls that are under way on one model.");
     bind_prefixes(cls);
-    cls.def(py::init<Weights, std::optional<int64_t>, int64_t, bool>(), "weights"_a, "cache_bytes"_a,
-            "max_step_tokens"_a, "keep_prefixes"_a = false)
+    cls.def(py::init<Weights, std::optional<int64_t>, int64_t, bool, bool>(), "weights"_a, "cache_bytes"_a,
+            "max_step_tokens"_a, "keep_prefixes"_a = false, "exact"_a = true)
         .def("check", &Engine::check, "request"_a, py::call_guard<py::gil_scoped_release>(),
              "Raises what add would raise for a bad request or for want of room.")
         .def(
@@ -724,7 +724,7 @@ void bind_engine(py::module_& m) {
             "score", &score_rows, "rows"_a, "max_running"_a,
             "For each row the log-probabilities of all its tokens but the first, and an empty string; or none, and the "
             "message of an error. The GIL is released. Ctrl-C raises KeyboardInterrupt on the main thread.")
-        .def("serves", &Engine::serves, "weights"_a, "cache_bytes"_a, "max_step_tokens"_a,
+        .def("serves", &Engine::serves, "weights"_a, "cache_bytes"_a, "max_step_tokens"_a, "exact"_a = true,
              "Whether calls on these live tensors, with these limits, can share this engine.")
         .def("counters", &counters, "Steps, computed tokens, preemptions, used blocks and bytes of the cache so far.");
 }
@@ -756,8 +756,10 @@ PYBIND11_MODULE(_C, m) {
     bind_engine(m);
     m.def(
         "kernels_info",
-        [](const std::string& device) { return kernels_for(at::Device(device), at::kFloat).implementations(); },
-        "device"_a, "Which implementation serves each entry of the kernel table on a device.");
+        [](const std::string& device, bool exact) {
+            return kernels_for(at::Device(device), at::kFloat, exact).implementations();
+        },
+        "device"_a, "exact"_a = true, "Which implementation serves each entry of the kernel table on a device.");
     m.def("isa_names", &isa_names,
           "The instruction sets that this build has CPU kernels for and this CPU can run, fastest first; "
           "DEMIURGIC_KERNELS forces one.");

@@ -365,6 +365,7 @@ def test_a_loop_is_ended_unless_it_is_switched_off(run: Run) -> None:
         (["--model", "/nowhere/at/all"], "There is no model and no folder '/nowhere/at/all'"),
         (["--dtype", "int8"], "dtype must be float32"),
         (["--dtype", "floaty"], "dtype must be float32"),
+        (["--no-exact", "--speculate", "ngram"], "exact=False gives them up"),
         (["--device", "gpu"], "device is 'gpu', which torch cannot use here"),
         (["--device", "meta"], "meta"),
     ],

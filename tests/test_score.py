@@ -523,6 +523,7 @@ def test_wrapped_models_score(wrap):
         (lambda m: score(m, [1], max_running=0), ValueError, "max_running is 0, but must be 1 or more"),
         (lambda m: score(m, [1], cache_bytes=-1), ValueError, "cache_bytes is -1"),
         (lambda m: score(m, [1], max_step_tokens=2.0), TypeError, "max_step_tokens is 2.0"),
+        (lambda m: score(m, [1], exact=0), TypeError, "exact is 0, but must be True or False"),
         (lambda m: score(m, [1], temperature=0.5), TypeError, "temperature"),
         (lambda m: score(m.model, [1]), TypeError, "has no head over the vocabulary"),
         (lambda m: engine_of(m).score([[1]], 0), ValueError, "max_running must be 1 or more"),

@@ -388,6 +388,7 @@ def test_an_exception_of_a_step_reaches_the_consumer(monkeypatch: pytest.MonkeyP
         ({"stop": "a"}, ValueError, "stop"),
         ({"stop": "a", "tokenizer": Script([], [])}, TypeError, "tokenizer is of type Script"),
         ({"max_running": 0}, ValueError, "max_running is 0"),
+        ({"exact": 0}, TypeError, "exact is 0, but must be True or False"),
     ],
 )
 def test_refused_at_the_call(keywords: dict[str, Any], error: type[Exception], message: str) -> None:

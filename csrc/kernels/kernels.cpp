@@ -15,6 +15,9 @@
 #ifdef DEMIURGIC_CUDA
 #include "kernels/cuda/cuda_kernels.h"
 #endif
+#ifdef DEMIURGIC_CUBLASLT
+#include "kernels/cuda/cublaslt_kernels.h"
+#endif
 
 namespace demiurgic {
 
@@ -71,12 +74,16 @@ const Kernels& reference_alone() {
     return table;
 }
 
-const Kernels& kernels_for(at::Device device, at::ScalarType dtype) {
+const Kernels& kernels_for(at::Device device, at::ScalarType dtype, [[maybe_unused]] bool exact) {
     const std::optional<std::string> forced = forced_kernels();
     if (forced == "reference") return reference_alone();
 #ifdef DEMIURGIC_CUDA
     if (device.is_cuda() && cuda_kernels_run_on(device)) {
-        if (const Kernels* native = cuda_kernels(dtype, reference_kernels())) return *native;
+        const Kernels* native = cuda_kernels(dtype, reference_kernels());
+#ifdef DEMIURGIC_CUBLASLT
+        if (native && !exact) return kernels_with_cublaslt(dtype, *native);
+#endif
+        if (native) return *native;
     }
 #endif
     if (device.is_cpu()) {
