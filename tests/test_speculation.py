@@ -115,7 +115,7 @@ def random_speculation(dice):
 
 
 def check_random(number):
-    """One configuration drawn from a number. How many drafts it had, how many were accepted; 0 where the clock decided."""
+    """One configuration drawn from a number. How many drafts came, how many were accepted; 0 if by the clock."""
     dice = random.Random(number)
     options, prompts = random_options(dice), [random_prompt(dice) for _ in range(dice.choice([1, 1, 2, 4]))]
     limits, speculation = random_limits(dice, options), random_speculation(dice)
