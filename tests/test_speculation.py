@@ -12,6 +12,8 @@ from models import fixed_logits_model, table_model, tiny_model
 from demiurgic import _C, GenerationConfig, GenerationError, generate
 from demiurgic.engine import Generation
 
+pytestmark = pytest.mark.native
+
 VOCAB = 23  # so small that short runs often stand somewhere before
 PIECES = [*"abcdefghijklmno", "ab", "\n", "def f():\n", "    x\n", "```\n", "``", "#", " "]
 TEXT = _C.TokenBytes(PIECES, [], "raw")
