@@ -427,7 +427,7 @@ std::function<Result(const HookRows&)> hook_of(const std::optional<HookMethod<Re
         try {
             return method(shown.input_ids, shown.scores, shown.rows, shown.lengths);
         } catch (const py::error_already_set& error) {
-            if (is_interrupt(error)) throw HookInterrupted{std::current_exception()};
+            if (is_interrupt(error)) throw HookInterrupted(std::current_exception());
             throw;
         }
     };
@@ -438,7 +438,12 @@ void bind_hooks(py::module_& m) {
         .def(py::init([](const std::optional<HookMethod<at::Tensor>>& process,
                          const std::optional<HookMethod<std::vector<bool>>>& stop, int64_t prompt_width,
                          int64_t padding) {
-                 return std::make_shared<Hooks>(Hooks{hook_of(process), hook_of(stop), prompt_width, padding});
+                 auto hooks = std::make_shared<Hooks>();
+                 hooks->process = hook_of(process);
+                 hooks->stop = hook_of(stop);
+                 hooks->prompt_width = prompt_width;
+                 hooks->padding = padding;
+                 return hooks;
              }),
              py::kw_only(), "process"_a, "stop"_a, "prompt_width"_a, "padding"_a);
 }

@@ -244,7 +244,9 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.native) if name == "speculate" else name for name in OPTIONS]
+)
 @pytest.mark.parametrize("spelled", ["dashes", "underscores"])
 def test_every_option_reaches_the_engine(run: Run, folder: Path, name: str, spelled: str) -> None:
     texts, value = GIVEN[name]

@@ -316,6 +316,7 @@ def test_a_stream_that_is_closed_while_another_thread_steps() -> None:
     assert engine.counters()["num_used_blocks"] == 0
 
 
+@pytest.mark.native
 def test_two_streams_of_one_model_side_by_side() -> None:
     model = tiny_model()
     expected = [generate(model, PROMPTS, seed=s, max_new_tokens=12, return_dict_in_generate=True) for s in (0, 1)]

@@ -28,7 +28,7 @@ std::optional<std::string> forced_kernels() {
     const char* choice = std::getenv("DEMIURGIC_KERNELS");
     if (!choice || !*choice) return std::nullopt;
     const std::vector<std::string> isas = cpu::running_isas();
-    const std::string name = choice;
+    std::string name = choice;
     if (name == "reference" || std::find(isas.begin(), isas.end(), name) != isas.end()) return name;
     std::string allowed = "'reference'";
     for (const std::string& isa : isas) allowed += ", '" + isa + "'";
