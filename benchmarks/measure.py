@@ -79,9 +79,9 @@ def rounds_of(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str
 def read_bandwidth(num_bytes: float, threads: int, seconds: float = 0.3) -> dict[str, float]:
     """Bytes a second that `threads` threads read of a buffer of `num_bytes`: {"small": ..., "huge": ...}.
 
-    By read_bandwidth.c, with pages of 4 KiB and of 2 MiB; the median pass, as our figures are medians too, of the better
-    of reading from front to back and at eight places at once. Without a C compiler by torch.sum, with the pages that the
-    system gives ("small" only).
+    By read_bandwidth.c, with pages of 4 KiB and of 2 MiB; the median pass, as our figures are medians too, of the
+    better of reading from front to back and at eight places at once. Without a C compiler by torch.sum, with the pages
+    that the system gives ("small" only).
     """
     program = _reader()
     if program is None:

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "engine.h"
+#include "module_parameters.h"
 #include "philox.h"
 #include "stopping.h"
 
@@ -383,6 +384,8 @@ void bind_model(py::module_& m) {
             "rotary_scaling"_a, "layers"_a);
     py::class_<Weights>(m, "Weights", "The live parameters of a model by role: references, never copies.")
         .def(py::init<ModelConfig, std::map<std::string, at::Tensor>>(), "config"_a, "parameters"_a);
+    m.def("module_parameters", module_parameters, "model"_a, "our_module"_a, "torch_classes"_a,
+          "The parameters of a torch module by name; refuses what the engine would compute wrongly.");
 }
 
 // Asked by the engine between layers: lets Ctrl-C in, at most every 50 ms. Only Python's main thread handles signals.

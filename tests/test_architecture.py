@@ -28,6 +28,7 @@ CXX_LAYERS = [
     {"drafter"},
     {"engine"},
     {"engine_prefixes"},
+    {"module_parameters"},
     {"bindings"},
 ]
 # What decides who runs knows integers only, not even through a header of ours.
@@ -35,6 +36,7 @@ INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "seq
 INTEGERS_ONLY |= {"ngram_index", "prompt_lookup", "draft_budget"}
 INTEGERS_ONLY |= {"byte_automaton", "token_bytes", "function_end", "code_block_end", "repetition_guard", "row_text"}
 INTEGERS_ONLY |= {"reports", "prefix_index", "cache_budget", "step_sampling", "steps_ahead"}
+KNOWS_PYTHON = {"bindings", "module_parameters"}
 TENSORS = r"<(ATen|c10|torch|cuda)"
 PYTHON = r"<(pybind11|Python\.h|torch/(csrc/utils/pybind|csrc/python|extension|python)|torch/csrc/autograd/python)"
 MAY_ASK_FOR_DEVICE = ["kernels/kernels.cpp", "kernels/cuda/device.cuh"]
@@ -94,8 +96,8 @@ def cxx_problems(csrc: Path) -> Iterator[str]:
                 yield f"{file} includes {include}, which is not there (paths begin at csrc/)"
             elif other is None or (other >= place and part_of(include) != part):
                 yield f"{file} includes {include}, which is not below it"
-        if part != "bindings" and re.search(f"#include {PYTHON}", text):
-            yield f"{file} includes Python; only bindings.cpp may"
+        if part not in KNOWS_PYTHON and re.search(f"#include {PYTHON}", text):
+            yield f"{file} includes Python; only {' and '.join(sorted(KNOWS_PYTHON))} may"
         if path.suffix != ".cu" and file not in MAY_ASK_FOR_DEVICE and re.search(f"^{DEVICE}", text, re.M):
             yield f"{file} asks for the device in an #if; only {' and '.join(MAY_ASK_FOR_DEVICE)} may"
         if Path(file).match("kernels/cpu/isa_*.cpp") and (

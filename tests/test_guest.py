@@ -244,6 +244,12 @@ CHANGES = {
         lambda m: (m.model.layers[0].mlp.register_forward_hook(print),
                    m.model.layers.__setitem__(0, torch.compile(m.model.layers[0], backend="eager"))),
         "model.layers.0.mlp has a forward hook"),
+    "sparse": (lambda m: m.lm_head._parameters.update(weight=m.lm_head.weight.detach().to_sparse()),
+               r"lm_head.weight is torch.sparse_coo"),
+    "no tensor": (lambda m: m.lm_head._parameters.update(weight=[1.0]), "lm_head.weight is a list, not a tensor"),
+    "module in itself": (lambda m: m.model._modules.update(again=m.model), "does one contain itself"),
+    "half a module": (lambda m: m.model._modules.update(half=nn.Linear.__new__(nn.Linear)),
+                      "model.half has no _modules; the class of every"),
 }  # fmt: skip
 
 

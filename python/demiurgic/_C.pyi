@@ -1,8 +1,8 @@
 # Written by hand; tests/test_stub.py compares it with the module that csrc/bindings.cpp makes.
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, ClassVar, TypedDict, final
 
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
 # Keywords of a GenerationConfig; all may be left out.
@@ -165,6 +165,14 @@ class ModelConfig:
 class Weights:
     def __init__(self, config: ModelConfig, parameters: Mapping[str, Tensor]) -> None:
         """References to the live parameters by Hugging Face's names of Llama, never copies."""
+
+def module_parameters(model: nn.Module, our_module: str, torch_classes: Set[type[nn.Module]]) -> dict[str, Tensor]:
+    """The parameters of `model` by name, through the wrappers of torch.compile around inner modules.
+
+    Raises:
+        ValueError: a parameter is sharded or not dense; a module inside is of a class that is neither of the Python
+            module `our_module` nor in `torch_classes`, or has a forward hook or a replaced forward.
+    """
 
 class Hooks:
     def __init__(

@@ -6,13 +6,28 @@ operations of Hugging Face transformers (`modeling_rope_utils.py`), whose checkp
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from demiurgic.config import DemiurgicConfig, rope_type_of
+
+
+class Rotary(NamedTuple):
+    """What the frequencies depend on, of a config."""
+
+    head_dim: int
+    theta: float
+    max_positions: int
+    scaling: tuple[tuple[str, Any], ...]  # the items of rope_scaling
+
+    @classmethod
+    def of(cls, config: DemiurgicConfig) -> Rotary:
+        scaling = tuple((config.rope_scaling or {}).items())
+        return cls(config.head_dim, config.rope_theta, config.max_position_embeddings, scaling)
 
 
 def rotary_frequencies(config: DemiurgicConfig) -> tuple[Tensor, float]:
@@ -25,31 +40,46 @@ def rotary_frequencies(config: DemiurgicConfig) -> tuple[Tensor, float]:
     Raises:
         ValueError: a rope_scaling that is not supported, see DemiurgicConfig.
     """
-    scaling = config.rope_scaling or {}
+    return _frequencies(Rotary.of(config))
+
+
+def rotary_numbers(config: DemiurgicConfig) -> tuple[list[float], float]:
+    """The same as Python's numbers, remembered: a call of few tokens would wait for a dozen of small tensors."""
+    return _numbers(Rotary.of(config))
+
+
+@functools.lru_cache(maxsize=64)
+def _numbers(rotary: Rotary) -> tuple[list[float], float]:
+    frequencies, scale = _frequencies(rotary)
+    return frequencies.tolist(), scale
+
+
+def _frequencies(rotary: Rotary) -> tuple[Tensor, float]:
+    scaling = dict(rotary.scaling)
     match rope_type_of(scaling):
         case "default":
-            return 1.0 / _wavelengths(config), 1.0
+            return 1.0 / _wavelengths(rotary), 1.0
         case "linear":
-            return 1.0 / _wavelengths(config) / scaling["factor"], 1.0
+            return 1.0 / _wavelengths(rotary) / scaling["factor"], 1.0
         case "llama3":
-            return _llama3(config, scaling), 1.0
+            return _llama3(rotary, scaling), 1.0
         case "yarn":
-            return _yarn(config, scaling)
+            return _yarn(rotary, scaling)
         case other:
             raise ValueError(f"rope_scaling type {other!r} is not supported.")
 
 
-def _wavelengths(config: DemiurgicConfig) -> Tensor:
+def _wavelengths(rotary: Rotary) -> Tensor:
     """Positions per radian, theta^(2i/d): float32 [head_dim / 2]."""
-    even = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
-    return config.rope_theta ** (even / config.head_dim)
+    even = torch.arange(0, rotary.head_dim, 2, dtype=torch.float32, device="cpu")
+    return rotary.theta ** (even / rotary.head_dim)
 
 
-def _llama3(config: DemiurgicConfig, scaling: dict[str, Any]) -> Tensor:
+def _llama3(rotary: Rotary, scaling: dict[str, Any]) -> Tensor:
     """Llama 3.1 (arXiv:2407.21783): slow frequencies divided by `factor`, fast ones kept, a blend between."""
     factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
-    context = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
-    frequencies = 1.0 / _wavelengths(config)
+    context = scaling.get("original_max_position_embeddings") or rotary.max_positions
+    frequencies = 1.0 / _wavelengths(rotary)
     turn = 2 * math.pi / frequencies  # positions per full turn
     slow, fast = turn > context / low, turn < context / high
     blend = (context / turn - low) / (high - low)
@@ -57,14 +87,14 @@ def _llama3(config: DemiurgicConfig, scaling: dict[str, Any]) -> Tensor:
     return torch.where(slow, frequencies / factor, torch.where(fast, frequencies, blended))
 
 
-def _yarn(config: DemiurgicConfig, scaling: dict[str, Any]) -> tuple[Tensor, float]:
+def _yarn(rotary: Rotary, scaling: dict[str, Any]) -> tuple[Tensor, float]:
     """YaRN (arXiv:2309.00071): a ramp over the dimensions, from kept to interpolated; scales cosines too."""
-    context = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
-    factor = scaling.get("factor") or config.max_position_embeddings / context
-    head_dim = config.head_dim
+    context = scaling.get("original_max_position_embeddings") or rotary.max_positions
+    factor = scaling.get("factor") or rotary.max_positions / context
+    head_dim = rotary.head_dim
 
     def dimension_that_turns(times: float) -> float:  # this often within the original context
-        return head_dim * math.log(context / (times * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+        return head_dim * math.log(context / (times * 2 * math.pi)) / (2 * math.log(rotary.theta))
 
     low = dimension_that_turns(scaling.get("beta_fast") or 32)
     high = dimension_that_turns(scaling.get("beta_slow") or 1)
@@ -76,7 +106,7 @@ def _yarn(config: DemiurgicConfig, scaling: dict[str, Any]) -> tuple[Tensor, flo
     index = torch.arange(head_dim // 2, dtype=torch.float32, device="cpu")
     kept = 1 - torch.clamp((index - low) / (high - low), 0, 1)
 
-    wavelengths = _wavelengths(config)
+    wavelengths = _wavelengths(rotary)
     frequencies = 1.0 / (factor * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept
     return frequencies, _yarn_scale(factor, scaling)
 
