@@ -382,7 +382,8 @@ void bind_model(py::module_& m) {
             }),
             py::kw_only(), "vocab_size"_a, "hidden_size"_a, "rms_norm_eps"_a, "rotary_frequencies"_a,
             "rotary_scaling"_a, "layers"_a);
-    py::class_<Weights>(m, "Weights", "The live parameters of a model by role: references, never copies.")
+    py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights",
+                                                  "The live parameters of a model by role: references, never copies.")
         .def(py::init<ModelConfig, std::map<std::string, at::Tensor>>(), "config"_a, "parameters"_a);
     m.def("module_parameters", module_parameters, "model"_a, "our_module"_a, "torch_classes"_a,
           "The parameters of a torch module by name; refuses what the engine would compute wrongly.");
@@ -687,8 +688,8 @@ void bind_engine(py::module_& m) {
                          std::vector<uint64_t> seeds, int64_t max_running, bool want_logprobs,
                          const std::optional<std::shared_ptr<TokenBytes>>& token_bytes,
                          std::vector<int64_t> max_new_tokens, const std::optional<std::shared_ptr<Hooks>>& hooks,
-                         std::optional<double> max_seconds, std::optional<Weights> draft_model, bool keeps_if_settled,
-                         bool always_drafts, bool interruptible) {
+                         std::optional<double> max_seconds, const std::optional<std::shared_ptr<Weights>>& draft_model,
+                         bool keeps_if_settled, bool always_drafts, bool interruptible) {
                  return Request{std::move(prompts),
                                 config,
                                 std::move(seeds),
@@ -698,7 +699,7 @@ void bind_engine(py::module_& m) {
                                 std::move(max_new_tokens),
                                 hooks.value_or(nullptr),
                                 max_seconds,
-                                std::move(draft_model),
+                                draft_model.value_or(nullptr),
                                 keeps_if_settled,
                                 always_drafts,
                                 interruptible};

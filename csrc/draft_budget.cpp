@@ -130,11 +130,20 @@ DraftBudget::Choice DraftBudget::most_profitable(const std::vector<Draft>& draft
     return best;
 }
 
+double DraftBudget::credit(const Step& step, const StepCosts& costs) const {
+    return balance_ + (draws() ? 0 : kCredit * costs.of(step.num_tokens, step.num_tokens));
+}
+
+bool DraftBudget::affords_one(const Step& step, const StepCosts& costs) const {
+    if (costs.largest() == 0) return false;  // first a step without drafts, to compare with
+    return extra_seconds(1, 1, step, costs) <= credit(step, costs);
+}
+
 std::vector<int64_t> DraftBudget::lengths(const std::vector<Row>& rows, const Step& step,
                                           const StepCosts& costs) const {
     Choice best{std::vector<int64_t>(rows.size(), 0), 0};
-    if (costs.largest() == 0) return best.lengths;  // first a step without drafts, to compare with
-    const double credit = balance_ + (draws() ? 0 : kCredit * costs.of(step.num_tokens, step.num_tokens));
+    if (!affords_one(step, costs)) return best.lengths;
+    const double credit = this->credit(step, costs);
     const std::vector<Draft> likeliest = likeliest_first(rows, step, costs);
     const int64_t most = std::min(most_to_try(step, costs), step.most_drafts);
     if (likeliest.empty() || most < 1) return best.lengths;

@@ -81,6 +81,9 @@ public:
     // are right shows only when they are verified. 0: they are looked up.
     explicit DraftBudget(double relative_cost) : relative_cost_(relative_cost) {}
 
+    // Whether what may be spent covers a single draft; else `lengths` gives none.
+    bool affords_one(const Step& step, const StepCosts& costs) const;
+
     // How many drafts each row should bring.
     std::vector<int64_t> lengths(const std::vector<Row>& rows, const Step& step, const StepCosts& costs) const;
 
@@ -119,6 +122,7 @@ private:
 
     bool draws() const { return relative_cost_ > 0; }
     double allowance() const { return draws() && !has_tried_ ? kFirstAllowance : kAllowance; }
+    double credit(const Step& step, const StepCosts& costs) const;
     double seconds_to_draw(double without) const;
     double seconds_to_read(int64_t num_tokens, const Step& step, const StepCosts& costs) const;
     double extra_seconds(int64_t num_drafts, int64_t depth, const Step& step, const StepCosts& costs) const;

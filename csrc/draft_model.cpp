@@ -6,24 +6,25 @@
 
 namespace demiurgic {
 
-DraftModel::DraftModel(Weights weights, int64_t block_size, int64_t max_step_tokens, int64_t target_bytes)
+DraftModel::DraftModel(std::shared_ptr<const Weights> weights, int64_t block_size, int64_t max_step_tokens,
+                       int64_t target_bytes)
     : weights_(std::move(weights)),
-      kernels_(weights_.rows_are_contiguous() ? kernels_for(weights_.device(), weights_.dtype()) : reference_alone()),
+      kernels_(weights_->rows_are_contiguous() ? kernels_for(weights_->device(), weights_->dtype())
+                                               : reference_alone()),
       max_step_tokens_(max_step_tokens),
       blocks_(block_size),
-      cache_(weights_, block_size, kernels_.cache_layout),
-      decoder_(weights_, kernels_),
-      sampler_(kernels_, weights_.device()),
-      budget_(static_cast<double>(weights_.bytes_of_step()) / static_cast<double>(target_bytes)) {}
+      cache_(*weights_, block_size, kernels_.cache_layout),
+      decoder_(*weights_, kernels_),
+      sampler_(kernels_, weights_->device()),
+      budget_(static_cast<double>(weights_->bytes_of_step()) / static_cast<double>(target_bytes)) {}
 
 void DraftModel::resize(int64_t num_blocks) {
     if (num_blocks < cache_.num_blocks()) {
         followers_.clear();
         blocks_ = KVBlocks(blocks_.block_size());
-        cache_ = KVCache(weights_, blocks_.block_size(), kernels_.cache_layout);
+        cache_ = KVCache(*weights_, blocks_.block_size(), kernels_.cache_layout);
     }
-    cache_.grow(num_blocks);
-    blocks_.grow(num_blocks);
+    most_blocks_ = num_blocks;
 }
 
 std::vector<double> DraftModel::chances(const Sequence& sequence, int64_t most) const {
@@ -94,6 +95,8 @@ DraftModel::Step DraftModel::plan(std::vector<Wanted>& wanted) {
 }
 
 void DraftModel::draw(const std::vector<Wanted>& all, const Poll& poll) {
+    cache_.grow(most_blocks_);
+    blocks_.grow(most_blocks_);
     std::vector<Wanted> wanted = all;
     for (const Wanted& row : wanted) follow(*row.work->sequence, row.first);
     for (Step step = plan(wanted); !step.work.empty(); step = plan(wanted)) run(step, poll);
@@ -101,7 +104,7 @@ void DraftModel::draw(const std::vector<Wanted>& all, const Poll& poll) {
 
 void DraftModel::run(const Step& step, const Poll& poll) {
     Stopwatch watch;
-    const Batch batch(step.work, blocks_.block_size(), weights_.device());
+    const Batch batch(step.work, blocks_.block_size(), weights_->device());
     const at::Tensor logits = decoder_.decode(batch, cache_, poll);
     std::vector<size_t> drawing;
     std::vector<Sampler::Ahead> rows;

@@ -17,15 +17,17 @@ namespace demiurgic {
 class DraftModel {
 public:
     // For a model whose step reads `target_bytes` of weights.
-    DraftModel(Weights weights, int64_t block_size, int64_t max_step_tokens, int64_t target_bytes);
+    DraftModel(std::shared_ptr<const Weights> weights, int64_t block_size, int64_t max_step_tokens,
+               int64_t target_bytes);
 
-    const Weights& weights() const { return weights_; }
+    const Weights& weights() const { return *weights_; }
     DraftBudget& budget() { return budget_; }
 
     int64_t block_bytes() const { return cache_.block_bytes(); }
     int64_t num_blocks() const { return cache_.num_blocks(); }
 
-    // Makes the cache larger, or smaller: then it is empty, and what is needed is computed again.
+    // What the cache may have. More is taken when drafts are wanted; with less than it has it is emptied, and what is
+    // needed is computed again.
     void resize(int64_t num_blocks);
 
     // For each of at most `most` drafts of `sequence` the chance that it comes, and all before it.
@@ -72,9 +74,10 @@ private:
     void run(const Step& step, const Poll& poll);
     void account(const std::vector<Work>& work, double seconds);
 
-    const Weights weights_;
+    const std::shared_ptr<const Weights> weights_;
     const Kernels& kernels_;
     const int64_t max_step_tokens_;
+    int64_t most_blocks_ = 0;
     KVBlocks blocks_;
     KVCache cache_;
     Decoder decoder_;

@@ -62,6 +62,12 @@ DraftBudget::Row Drafter::row_of(Group& group, const Sequence& sequence) const {
 }
 
 void Drafter::choose(Group& group, std::vector<Work>& work, Scheduler& scheduler) {
+    const bool always = std::any_of(group.parts.begin(), group.parts.end(),
+                                    [&](size_t i) { return work[i].sequence->call->always_drafts; });
+    if (!always && !group.budget->affords_one(group.step, costs_)) {  // what most steps of a useless model come to
+        group.lengths.assign(group.parts.size(), 0);
+        return;
+    }
     std::vector<DraftBudget::Row> rows;
     for (const size_t i : group.parts) {
         Sequence& sequence = *work[i].sequence;

@@ -224,7 +224,7 @@ void Engine::check(const Request& request) const {
 }
 
 void Engine::check_drafts(const Request& request) const {
-    const bool looks_up = !request.config.speculate.empty(), draws = request.draft_model.has_value();
+    const bool looks_up = !request.config.speculate.empty(), draws = request.draft_model != nullptr;
     if (!looks_up && !draws) return;
     const std::string name = looks_up ? "speculate='" + request.config.speculate + "'" : "draft_model";
     if (looks_up && draws) {
@@ -286,11 +286,12 @@ std::vector<Score> Engine::score(const std::vector<std::vector<int64_t>>& rows, 
     return scores;
 }
 
-void Engine::admit(const std::shared_ptr<Call>& call, const Poll& poll, const std::optional<Weights>& draft_model) {
+void Engine::admit(const std::shared_ptr<Call>& call, const Poll& poll,
+                   const std::shared_ptr<const Weights>& draft_model) {
     const HomeStream::Visit visit(home_);
     std::unique_lock lock(mutex_);
     wait_for_step(lock, poll);
-    if (draft_model) call->draft_model = draft_model_of(*draft_model);
+    if (draft_model) call->draft_model = draft_model_of(draft_model);
     grow_cache(*call);
     for (const auto& sequence : call->sequences) {
         ++call->num_unfinished;
@@ -463,9 +464,9 @@ void Engine::grow_blocks(int64_t capacity, int64_t least) {
                  " are free in pieces; free memory or ask for shorter rows.");
 }
 
-std::shared_ptr<DraftModel> Engine::draft_model_of(const Weights& weights) const {
+std::shared_ptr<DraftModel> Engine::draft_model_of(const std::shared_ptr<const Weights>& weights) const {
     for (const auto& call : calls_) {
-        if (call->draft_model && call->draft_model->weights().same_layout(weights)) return call->draft_model;
+        if (call->draft_model && call->draft_model->weights().same_layout(*weights)) return call->draft_model;
     }
     return std::make_shared<DraftModel>(weights, kBlockSize, max_step_tokens_, weights_.bytes_of_step());
 }
@@ -492,8 +493,9 @@ void Engine::share_cache_left(const Call* added) {
         const int64_t held = model->num_blocks() * model->block_bytes();
         if (!cache_bytes_) left = budget(held);
         const double most = static_cast<double>(std::min<int64_t>(left / model->block_bytes(), INT32_MAX));
-        model->resize(static_cast<int64_t>(std::min(std::max(wanted, static_cast<double>(model->num_blocks())), most)));
-        left -= model->num_blocks() * model->block_bytes();
+        const double blocks = std::min(std::max(wanted, static_cast<double>(model->num_blocks())), most);
+        model->resize(static_cast<int64_t>(blocks));
+        left -= static_cast<int64_t>(blocks) * model->block_bytes();
     }
 }
 

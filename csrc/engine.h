@@ -29,13 +29,13 @@ struct Request {
     std::vector<uint64_t> seeds;                // one a row of the result
     int64_t max_running = 256;
     bool want_logprobs = false;
-    std::shared_ptr<const TokenBytes> token_bytes;  // null: no texts are made
-    std::vector<int64_t> max_new_tokens;            // one a prompt, in place of the config's; empty: the config's
-    std::shared_ptr<const Hooks> hooks = nullptr;   // null: none
-    std::optional<double> max_seconds = {};         // rows that are unfinished after so long end, by their length
-    std::optional<Weights> draft_model = {};        // of a smaller model that guesses tokens
-    bool keeps_if_settled = false;                  // what it leaves to a session waits for Engine::settle
-    bool always_drafts = false;                     // as many as there can be, whatever they cost: for tests
+    std::shared_ptr<const TokenBytes> token_bytes;    // null: no texts are made
+    std::vector<int64_t> max_new_tokens;              // one a prompt, in place of the config's; empty: the config's
+    std::shared_ptr<const Hooks> hooks = nullptr;     // null: none
+    std::optional<double> max_seconds = {};           // rows that are unfinished after so long end, by their length
+    std::shared_ptr<const Weights> draft_model = {};  // of a smaller model that guesses tokens
+    bool keeps_if_settled = false;                    // what it leaves to a session waits for Engine::settle
+    bool always_drafts = false;                       // as many as there can be, whatever they cost: for tests
     bool interruptible = true;  // between two steps by code of the user's, which may change the weights
 };
 
@@ -151,8 +151,9 @@ private:
     void step_ahead(std::vector<Work> work, std::unique_lock<std::mutex>& lock, const Poll& poll, const Call& call);
     bool may_step_ahead(const Call& call) const;
     std::unique_ptr<DecodeLoop> make_loop();
-    void admit(const std::shared_ptr<Call>& call, const Poll& poll, const std::optional<Weights>& draft_model = {});
-    std::shared_ptr<DraftModel> draft_model_of(const Weights& weights) const;
+    void admit(const std::shared_ptr<Call>& call, const Poll& poll,
+               const std::shared_ptr<const Weights>& draft_model = {});
+    std::shared_ptr<DraftModel> draft_model_of(const std::shared_ptr<const Weights>& weights) const;
     std::vector<DraftModel*> draft_models(const Call* added = nullptr) const;
     Choices sample(const Rounds& rounds, const at::Tensor& logits);
     std::vector<float> scores(const Batch& batch, const at::Tensor& logits) const;

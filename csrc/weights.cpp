@@ -37,7 +37,7 @@ void check(const ModelConfig& config) {
 Weights::Weights(ModelConfig config, std::map<std::string, at::Tensor> parameters)
     : config_(std::move(config)), parameters_(std::move(parameters)) {
     // Other tensors on the same memory, so that a parameter whose data is replaced during a call is not pulled away from
-    // under a step. (detach does the same through the dispatcher, for five times as long.)
+    // under a step.
     for (auto& [name, parameter] : parameters_) parameter = parameter.variable_data();
     const int64_t vocab = config_.vocab_size, hidden = config_.hidden_size;
     const std::string embedding_name = "model.embed_tokens.weight";
@@ -126,12 +126,10 @@ bool Weights::rows_are_contiguous() const {
 }
 
 int64_t Weights::bytes_of_step() const {
-    std::map<const void*, int64_t> bytes;  // tied parameters have two names
-    for (const auto& [name, tensor] : parameters_) bytes[tensor.data_ptr()] = static_cast<int64_t>(tensor.nbytes());
-    if (head.weight.data_ptr() != embedding.data_ptr()) bytes.erase(embedding.data_ptr());
     int64_t sum = 0;
-    for (const auto& [address, size] : bytes) sum += size;
-    return sum;
+    for (const auto& [name, tensor] : parameters_) sum += static_cast<int64_t>(tensor.nbytes());
+    // A head that is the embedding may have a name of its own.
+    return parameters_.count("lm_head.weight") ? sum - static_cast<int64_t>(embedding.nbytes()) : sum;
 }
 
 std::string Weights::first_non_finite() const {
