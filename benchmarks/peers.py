@@ -8,10 +8,11 @@ The peers come with `pip install -r benchmarks/requirements.txt`, best into an e
 
 Each engine runs in a process of its own (contenders.py), with the model in its own format (formats.py); all are loaded,
 and all but the one that is timed are stopped. A cell is a model, a type and a batch. In each round every engine in turn
-reads a prompt and gives one token, for each prompt length, then reads the prompt and gives `--new` tokens, greedily,
-EOS off; every round has other prompts. A step of decoding is (whole call - first token) / (new - 1). Right before and
-after our own turn each round measures how fast the machine reads as many bytes as the weights have (what a shared
-machine reads changes from second to second), and at its end how fast torch multiplies matrices.
+reads a prompt untimed, to get going again, then one of each length and gives one token, then reads a prompt and gives
+`--new` tokens, greedily, EOS off; every round has other prompts. A step of decoding is (whole call - first token) /
+(new - 1). Right before and after our own turn each round measures how fast the machine reads as many bytes as the
+weights have (what a shared machine reads changes from second to second), and at its end how fast torch multiplies
+matrices.
 
 Every engine's tokens are compared with ours: in float32 half of the rows, at least, must agree for 8 tokens or more, or
 the run says so. (A near-tie of two logits can end a row's agreement anywhere.)
@@ -181,6 +182,8 @@ class Field:
         """One contender's part of a round: seconds to the first token by prompt length, and of the whole call."""
         contender = self._loaded[name] if self.together else self._load(name)
         try:
+            # Not timed: after a stop the first call waits for threads and memory, for up to five times its own time.
+            contender.ask(do="generate", prompts=self._prompts(self.cell.prompt, seed=10**6), new=1)
             first = {
                 str(length): contender.ask(do="generate", prompts=self._prompts(length, seed), new=1)["seconds"]
                 for length in self.cell.prefill
