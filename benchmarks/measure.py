@@ -79,13 +79,14 @@ def rounds_of(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str
 def read_bandwidth(num_bytes: float, threads: int, seconds: float = 0.3) -> dict[str, float]:
     """Bytes a second that `threads` threads read of a buffer of `num_bytes`: {"small": ..., "huge": ...}.
 
-    By read_bandwidth.c, with pages of 4 KiB and of 2 MiB; the better of reading from front to back and at eight places
-    at once. Without a C compiler by torch.sum, with the pages that the system gives ("small" only).
+    By read_bandwidth.c, with pages of 4 KiB and of 2 MiB; the median pass, as our figures are medians too, of the better
+    of reading from front to back and at eight places at once. Without a C compiler by torch.sum, with the pages that the
+    system gives ("small" only).
     """
     program = _reader()
     if program is None:
         data = torch.ones(int(num_bytes) // 4)
-        return {"small": 4 * data.numel() / min(timed(data.sum) for _ in range(10))}
+        return {"small": 4 * data.numel() / statistics.median(timed(data.sum) for _ in range(10))}
     command = [program, str(threads), str(max(num_bytes, 2**22)), str(seconds)]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     rates: dict[str, float] = {}

@@ -9,8 +9,9 @@ The peers come with `pip install -r benchmarks/requirements.txt`, best into an e
 Each engine runs in a process of its own (contenders.py), with the model in its own format (formats.py); all are loaded,
 and all but the one that is timed are stopped. A cell is a model, a type and a batch. In each round every engine in turn
 reads a prompt and gives one token, for each prompt length, then reads the prompt and gives `--new` tokens, greedily,
-EOS off; every round has other prompts. A step of decoding is (whole call - first token) / (new - 1). Each round also
-measures how fast the machine reads as many bytes as the weights have, and how fast torch multiplies matrices.
+EOS off; every round has other prompts. A step of decoding is (whole call - first token) / (new - 1). Right before and
+after our own turn each round measures how fast the machine reads as many bytes as the weights have (what a shared
+machine reads changes from second to second), and at its end how fast torch multiplies matrices.
 
 Every engine's tokens are compared with ours: in float32 half of the rows, at least, must agree for 8 tokens or more, or
 the run says so. (A near-tie of two logits can end a row's agreement anywhere.)
@@ -206,15 +207,18 @@ def measure_cell(cell: Cell, field: Field, rounds: int) -> dict[str, Any]:
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in field.names}
     reads: list[dict[str, float]] = []
     peaks: list[float] = []
+    reference = OURS if OURS in field.names else field.names[0]
     for number in range(rounds):
         start = time.perf_counter()
         for name in field.names:
+            if name == reference:
+                reads.append(read_bandwidth(cell.weight_bytes, field.threads))
             turns[name].append(field.turn(name, seed=number))
-        reads.append(read_bandwidth(cell.weight_bytes, field.threads))
+            if name == reference:
+                reads.append(read_bandwidth(cell.weight_bytes, field.threads))
         peaks.append(gemm_peak(DTYPES[cell.dtype]))
         print(f"  round {number + 1} of {rounds}: {time.perf_counter() - start:.1f} s", flush=True)
     bandwidth = {pages: statistics.median(read[pages] for read in reads) for pages in reads[0]}
-    reference = turns.get(OURS) or next(iter(turns.values()))
     return {
         "model": cell.model,
         "dtype": cell.dtype,
@@ -227,7 +231,7 @@ def measure_cell(cell: Cell, field: Field, rounds: int) -> dict[str, Any]:
         "read_bandwidth": bandwidth,
         "gemm_peak": statistics.median(peaks),
         "contenders": {
-            name: {**field.about[name], **result(cell, turns[name], reference[0]["tokens"], bandwidth)}
+            name: {**field.about[name], **result(cell, turns[name], turns[reference][0]["tokens"], bandwidth)}
             for name in field.names
         },
         "absent": field.absent,

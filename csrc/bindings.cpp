@@ -427,7 +427,7 @@ std::function<Result(const HookRows&)> hook_of(const std::optional<HookMethod<Re
         try {
             return method(shown.input_ids, shown.scores, shown.rows, shown.lengths);
         } catch (const py::error_already_set& error) {
-            if (is_interrupt(error)) throw HookInterrupted{std::current_exception()};
+            if (is_interrupt(error)) throw HookInterrupted(std::current_exception());
             throw;
         }
     };
@@ -438,7 +438,12 @@ void bind_hooks(py::module_& m) {
         .def(py::init([](const std::optional<HookMethod<at::Tensor>>& process,
                          const std::optional<HookMethod<std::vector<bool>>>& stop, int64_t prompt_width,
                          int64_t padding) {
-                 return std::make_shared<Hooks>(Hooks{hook_of(process), hook_of(stop), prompt_width, padding});
+                 auto hooks = std::make_shared<Hooks>();
+                 hooks->process = hook_of(process);
+                 hooks->stop = hook_of(stop);
+                 hooks->prompt_width = prompt_width;
+                 hooks->padding = padding;
+                 return hooks;
              }),
              py::kw_only(), "process"_a, "stop"_a, "prompt_width"_a, "padding"_a);
 }
@@ -703,8 +708,8 @@ void bind_engine(py::module_& m) {
     py::class_<Engine, std::shared_ptr<Engine>> cls(m, "Engine",
                                                     "Generates for all calls that are under way on one model.");
     bind_prefixes(cls);
-    cls.def(py::init<Weights, std::optional<int64_t>, int64_t, bool>(), "weights"_a, "cache_bytes"_a,
-            "max_step_tokens"_a, "keep_prefixes"_a = false)
+    cls.def(py::init<Weights, std::optional<int64_t>, int64_t, bool, bool>(), "weights"_a, "cache_bytes"_a,
+            "max_step_tokens"_a, "keep_prefixes"_a = false, "exact"_a = true)
         .def("check", &Engine::check, "request"_a, py::call_guard<py::gil_scoped_release>(),
              "Raises what add would raise for a bad request or for want of room.")
         .def(
@@ -724,7 +729,7 @@ void bind_engine(py::module_& m) {
             "score", &score_rows, "rows"_a, "max_running"_a,
             "For each row the log-probabilities of all its tokens but the first, and an empty string; or none, and the "
             "message of an error. The GIL is released. Ctrl-C raises KeyboardInterrupt on the main thread.")
-        .def("serves", &Engine::serves, "weights"_a, "cache_bytes"_a, "max_step_tokens"_a,
+        .def("serves", &Engine::serves, "weights"_a, "cache_bytes"_a, "max_step_tokens"_a, "exact"_a = true,
              "Whether calls on these live tensors, with these limits, can share this engine.")
         .def("counters", &counters, "Steps, computed tokens, preemptions, used blocks and bytes of the cache so far.");
 }
@@ -756,8 +761,10 @@ PYBIND11_MODULE(_C, m) {
     bind_engine(m);
     m.def(
         "kernels_info",
-        [](const std::string& device) { return kernels_for(at::Device(device), at::kFloat).implementations(); },
-        "device"_a, "Which implementation serves each entry of the kernel table on a device.");
+        [](const std::string& device, bool exact) {
+            return kernels_for(at::Device(device), at::kFloat, exact).implementations();
+        },
+        "device"_a, "exact"_a = true, "Which implementation serves each entry of the kernel table on a device.");
     m.def("isa_names", &isa_names,
           "The instruction sets that this build has CPU kernels for and this CPU can run, fastest first; "
           "DEMIURGIC_KERNELS forces one.");

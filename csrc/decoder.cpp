@@ -17,6 +17,7 @@ Decoder::Decoder(const Weights& weights, const Kernels& kernels)
       context_{weights.device(), kernels.entries},
       widest_product_(weights.config().hidden_size),
       widest_q_(0) {
+    if (kernels.make_library) context_.library = kernels.make_library(weights.device());
     for (const LayerConfig& layer : weights.config().layers) {
         widest_q_ = std::max(widest_q_, layer.num_heads * layer.head_dim);
         widest_product_ = std::max({widest_product_, widest_q_, layer.intermediate_size});
@@ -74,7 +75,8 @@ StepShape Decoder::shape_of(const Batch& batch) const {
 }
 
 void Decoder::forget() {
-    for (at::Tensor* memory : {&x_, &q_, &attended_, &last_x_, &last_attended_, &logits_, &context_.scratch}) {
+    for (at::Tensor* memory :
+         {&x_, &q_, &attended_, &last_x_, &last_attended_, &logits_, &context_.scratch, &context_.library_scratch}) {
         *memory = at::Tensor();
     }
     rotary_ = {};
@@ -95,7 +97,7 @@ LoopModel Decoder::loop_model(const KVCache& cache, int64_t block_size) {
         return std::pair(rotary_.cos, rotary_.sin);
     };
     return {weights_.embedding, std::move(layers), weights_.norm, weights_.head, config.rms_norm_eps,
-            cache.keys,         cache.values,      block_size,    rotary};
+            cache.keys,         cache.values,      block_size,    rotary,        context_.library};
 }
 
 at::Tensor Decoder::decode(const Batch& batch, KVCache& cache, const Poll& poll) {

@@ -53,7 +53,10 @@ DraftBudget::Row Drafter::row_of(Group& group, const Sequence& sequence) const {
     const DraftBudget::Read read = group.model->read(sequence);
     DraftBudget::Reading reading = group.budget->reading(read, sequence.size(), left, group.step, costs_);
     // Tests shall see both, whatever the clock says: a glance at first, then all.
-    if (sequence.call->always_drafts && sequence.num_generated() > 2) reading.first = 0;
+    if (sequence.call->always_drafts) {
+        const int64_t glance = std::max<int64_t>(0, sequence.size() - DraftBudget::kGlance);
+        reading.first = sequence.num_generated() > 2 ? 0 : read.end > read.first ? read.first : glance;
+    }
     group.first_read.push_back(reading.first);
     return {group.model->chances(sequence, most), reading.seconds, left};
 }

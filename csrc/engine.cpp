@@ -22,8 +22,8 @@ namespace {
 
 // The devices' own kernels read rows of weights as they lie; where a parameter is, say, the transpose of another tensor,
 // plain ATen serves.
-const Kernels& kernels_of(const Weights& weights) {
-    return weights.rows_are_contiguous() ? kernels_for(weights.device(), weights.dtype()) : reference_alone();
+const Kernels& kernels_of(const Weights& weights, bool exact) {
+    return weights.rows_are_contiguous() ? kernels_for(weights.device(), weights.dtype(), exact) : reference_alone();
 }
 
 std::string megabytes(double bytes) {
@@ -58,9 +58,11 @@ private:
     std::unique_lock<std::mutex>& lock_;
 };
 
-Engine::Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens, bool keep_prefixes)
+Engine::Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens, bool keep_prefixes,
+               bool exact)
     : weights_(std::move(weights)),
-      kernels_(kernels_of(weights_)),
+      exact_(exact),
+      kernels_(kernels_of(weights_, exact)),
       cache_bytes_(cache_bytes),
       max_step_tokens_(max_step_tokens),
       home_(weights_.device()),
@@ -85,9 +87,10 @@ std::unique_ptr<DecodeLoop> Engine::make_loop() {
     return std::make_unique<LateLoop>(decoder_, cache_, kBlockSize, weights_.config().vocab_size, home_.stream());
 }
 
-bool Engine::serves(const Weights& weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens) const {
-    return cache_bytes == cache_bytes_ && max_step_tokens == max_step_tokens_ && weights_.same_layout(weights) &&
-           &kernels_ == &kernels_of(weights);
+bool Engine::serves(const Weights& weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens,
+                    bool exact) const {
+    return cache_bytes == cache_bytes_ && max_step_tokens == max_step_tokens_ && exact == exact_ &&
+           weights_.same_layout(weights) && &kernels_ == &kernels_of(weights, exact);
 }
 
 namespace {
@@ -226,7 +229,7 @@ void Engine::check_drafts(const Request& request) const {
     if (looks_up && draws) {
         throw std::invalid_argument(name + " and draft_model both bring drafts of the next tokens; give one of them.");
     }
-    if (!kernels_.exact_rows) {
+    if (!exact_ || !kernels_.exact_rows) {
         throw std::invalid_argument(
             name + " promises the result that there is without it, so it needs kernels whose bits " +
             "do not depend on how many tokens are computed at once. " + why_rows_are_not_exact() + " Leave it out.");
@@ -245,6 +248,7 @@ void Engine::check_drafts(const Request& request) const {
 }
 
 std::string Engine::why_rows_are_not_exact() const {
+    if (!exact_) return "exact=False gives them up.";
     if (!weights_.device().is_cpu()) return "There are none for " + weights_.device().str() + " yet.";
     if (!weights_.rows_are_contiguous()) {
         return "There are none for parameters whose rows do not lie in one piece in memory, as those of a transposed one.";

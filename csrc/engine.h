@@ -69,11 +69,14 @@ public:
     static constexpr std::chrono::milliseconds kMostTimeAhead{100};
 
     // `cache_bytes`: most memory of the key/value cache; nullopt: what is free on the device. `keep_prefixes`: what
-    // sequences have computed stays in the cache for later ones, as long as there is room.
-    Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens, bool keep_prefixes = false);
+    // sequences have computed stays in the cache for later ones, as long as there is room. Not `exact`: the bits of a row
+    // may depend on how many tokens are computed with it, where that is faster.
+    Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens, bool keep_prefixes = false,
+           bool exact = true);
 
     // Whether calls on these live tensors, with these limits, can share this engine.
-    bool serves(const Weights& weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens) const;
+    bool serves(const Weights& weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens,
+                bool exact = true) const;
 
     // Throws std::invalid_argument or std::out_of_range for a bad request, or where drafts are asked for and the kernels do
     // not keep the bits of a row whatever is computed with it; and NoRoom, with the numbers, where a sequence
@@ -191,6 +194,7 @@ private:
     std::string explain(int64_t no_token, bool hooked) const;
 
     const Weights weights_;
+    const bool exact_;
     const Kernels& kernels_;
     const std::optional<int64_t> cache_bytes_;
     const int64_t max_step_tokens_;

@@ -137,6 +137,7 @@ void Engine::write_prefix(const std::vector<int64_t>& tokens, const KVCache::Con
 std::string Engine::kernels() const {
     std::ostringstream text;
     text << weights_.device().type() << " " << kernels_.attend.implementation;
+    if (kernels_.make_library) text << ", products by " << kernels_.attention_in.implementation;
     return text.str();
 }
 

@@ -29,7 +29,9 @@ struct Hooks {
 };
 
 // Thrown by a hook that did not fail, but whose thread was interrupted. The step ends, as by a Poll, with `cause`.
-struct HookInterrupted {
+struct HookInterrupted : std::exception {
+    explicit HookInterrupted(std::exception_ptr cause) : cause(std::move(cause)) {}
+
     std::exception_ptr cause;
 };
 

@@ -1,4 +1,5 @@
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,11 +13,18 @@ from demiurgic.tokenizer import Tokenizer
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
+# A shell's background job may ignore Ctrl-C, and so would the processes that tests start to press it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 PRESENT = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test marked with a device that is not here is skipped, or fails where DEMIURGIC_REQUIRE names the device."""
+    by_reference = os.environ.get("DEMIURGIC_KERNELS") == "reference" and "isa" not in item.fixturenames
+    if by_reference and item.get_closest_marker("native"):
+        pytest.skip("the reference kernels do not promise it")
     for device, present in PRESENT.items():
         if item.get_closest_marker(device) and not present():
             if os.environ.get("DEMIURGIC_REQUIRE") == device:

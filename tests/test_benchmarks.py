@@ -171,6 +171,7 @@ def test_operations_of_a_prompt() -> None:
 # --- speculation -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("layers", [{}, {"draft_layers": 1}, {"target_layers": 7}], ids=str)
 def test_speculation(layers: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
     layers = {"draft_layers": 0, "target_layers": 0} | layers

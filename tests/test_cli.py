@@ -244,7 +244,9 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.native) if name == "speculate" else name for name in OPTIONS]
+)
 @pytest.mark.parametrize("spelled", ["dashes", "underscores"])
 def test_every_option_reaches_the_engine(run: Run, folder: Path, name: str, spelled: str) -> None:
     texts, value = GIVEN[name]
@@ -365,6 +367,7 @@ def test_a_loop_is_ended_unless_it_is_switched_off(run: Run) -> None:
         (["--model", "/nowhere/at/all"], "There is no model and no folder '/nowhere/at/all'"),
         (["--dtype", "int8"], "dtype must be float32"),
         (["--dtype", "floaty"], "dtype must be float32"),
+        (["--no-exact", "--speculate", "ngram"], "exact=False gives them up"),
         (["--device", "gpu"], "device is 'gpu', which torch cannot use here"),
         (["--device", "meta"], "meta"),
     ],

@@ -65,6 +65,7 @@ for language, line, text in blocks:
 """
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_code_runs_as_it_stands(document: Path, tmp_path: Path) -> None:
     found = list(blocks(document))

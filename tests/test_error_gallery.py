@@ -463,6 +463,7 @@ GALLERY: dict[str, list[Snippet]] = {
         call(max_running=0),
         call(max_step_tokens=0.5),
         call(cache_bytes=-1),
+        call(exact=0),
         call(return_dict_in_generate="yes"),
         call(progress=1),
         call(max_runing=8),
@@ -503,6 +504,7 @@ GALLERY: dict[str, list[Snippet]] = {
         call(speculate="ngram", draft_model=tiny_model()),
         speculating(transposed, draft_model=tiny_model()),
         speculating_on_the_reference_kernels,
+        call(speculate="ngram", exact=False),
         call(draft_model=tiny_model(vocab_size=50)),
         call(draft_model="tiny"),
     ],
@@ -800,6 +802,7 @@ def test_every_entry_has_its_snippets_and_every_snippet_an_entry() -> None:
     assert list(entries()) == list(GALLERY)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("heading", GALLERY)
 def test_the_text_is_the_one_that_comes(heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -838,6 +841,7 @@ def lines_run(snippets: list[Snippet]) -> set[tuple[str, int]]:
     return lines
 
 
+@pytest.mark.native
 def test_every_error_of_the_package_is_in_the_gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     followed = [entry for heading, entry in GALLERY.items() if "torch" not in heading]  # not those of imports

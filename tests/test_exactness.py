@@ -245,6 +245,34 @@ def test_with_a_prefix_from_a_file(case, tmp_path):
         assert session.info.computed_tokens == 1 + NEW - 1
 
 
+# ---- not asked for ---------------------------------------------------------------------------------------------
+
+
+def test_without_exact_the_cpu_does_the_same(case):
+    model, indices = model_of(case[1]), [6, 0, 4]
+    found, _ = run(model, indices, keywords={"exact": False})
+    check(found, case, indices)
+    rows = [PROMPTS[i] for i in indices]
+    assert torch.equal(score(model, rows, exact=False).nan_to_num(1), score(model, rows).nan_to_num(1))
+    with model.session(exact=False) as session:
+        for _ in range(2):
+            check(run(model, indices, keywords={"session": session})[0], case, indices)
+        assert session.info.hits == 2  # a prompt of one token is computed again
+
+
+def test_a_call_without_exact_shares_no_engine_with_one_that_speculates():
+    model = tiny_model()
+    config = GenerationConfig(seed=1, max_new_tokens=20)
+    with Generation(model, [PROMPTS[2]], config=config, exact=False) as loose:
+        assert loose.advance()
+        expected = generate(model, [PROMPTS[2]], seed=1, max_new_tokens=20)
+        again = generate(model, [PROMPTS[2]], seed=1, max_new_tokens=20, speculate="ngram")
+        assert torch.equal(again, expected)
+        while loose.advance():
+            pass
+    assert torch.equal(loose.result().sequences, expected)
+
+
 # ---- order -----------------------------------------------------------------------------------------------------
 
 

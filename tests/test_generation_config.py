@@ -400,8 +400,10 @@ def test_contradictions(options, message):
 
 
 def test_what_does_not_contradict():
-    GenerationConfig(max_new_tokens=None, max_length=5, min_length=5, min_new_tokens=200)
-    GenerationConfig(max_new_tokens=4, min_new_tokens=4)
+    config = GenerationConfig(max_new_tokens=None, max_length=5, min_length=5, min_new_tokens=200)
+    assert (config.max_length, config.min_length, config.min_new_tokens) == (5, 5, 200)
+    config = GenerationConfig(max_new_tokens=4, min_new_tokens=4)
+    assert (config.max_new_tokens, config.min_new_tokens) == (4, 4)
 
 
 def test_a_refused_change_changes_nothing():

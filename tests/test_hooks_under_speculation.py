@@ -7,6 +7,8 @@ from models import table_model, tiny_model
 from demiurgic import generate
 from demiurgic.engine import Generation, merged
 
+pytestmark = pytest.mark.native
+
 CYCLE = [3, 8, 5, 9]
 PROMPTS = [CYCLE * 4, CYCLE * 2 + [3], [8, 5, 9] + CYCLE * 3, [40, 41]]
 SEEDS = [1, 2, 3, 4]

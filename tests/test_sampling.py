@@ -669,14 +669,19 @@ def observed(**options):
     return [n.tolist() for n in numbers], counters["num_computed_tokens"], counters["num_steps"]
 
 
-@pytest.mark.parametrize("option", ALIVE)
+OF_DRAFTS = ("speculate", "max_draft_tokens")
+
+
+@pytest.mark.parametrize(
+    "option", [pytest.param(name, marks=pytest.mark.native) if name in OF_DRAFTS else name for name in ALIVE]
+)
 def test_every_option_is_alive(option):
     beside, value = ALIVE[option]
     base, changed = observed(**beside), observed(**beside, **{option: value})
     if option == "use_cache":
         assert base[0][0] == changed[0][0]  # the same tokens, but every prefix computed again
         assert changed[1] == 4 * sum(range(5, 17)) > 2 * base[1]
-    elif option in ("speculate", "max_draft_tokens"):
+    elif option in OF_DRAFTS:
         assert base[0] == changed[0] and base[2] != changed[2]  # the same result in another number of steps
     else:
         assert base[0] != changed[0]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import fixed_logits_model, table_model, tiny_model
 from plain_loop import float64_logits, logprobs_of
+from same_bits import CLOSE, check_same_bits, native
 from torch import nn
 
 from demiurgic import _C, DemiurgicForCausalLM, GenerationConfig, ScoreError, generate, score
@@ -22,25 +23,15 @@ from demiurgic.live_weights import live_weights
 BLOCK_BYTES = 2 * 2 * 16 * 2 * 8 * 4  # of the cache of tiny_model: k and v, layers, tokens, heads, head_dim, float32
 MOST_SCORED = 128  # Scheduler::kMaxScoredTokens
 ROWS = [[3], [4, 5], list(range(20, 37)), [5, 6, 5, 6, 7], list(range(2, 60)), [88, 1], [8] * 16, list(range(97)) * 2]
-# Most distance from forward in float32: the order of sums alone differs.
-CLOSE = 1e-4
 # Most distance from the same weights in float64: (native kernels, reference). In the narrow dtypes the native kernels
 # round keys and values (and, for some instructions, x), seen: 0.14 and 0.019; the reference rounds every activation, as
 # torch's own forward does, seen: 0.26 and 0.037, by forward 0.25 and 0.034.
 FROM_FLOAT64 = {torch.float32: (CLOSE, CLOSE), torch.bfloat16: (0.2, 0.35), torch.float16: (0.03, 0.05)}
 
 
-def native(device="cpu"):
-    """Whether every kernel up to the logits keeps its bits between batches of any size; the sampler's always do."""
-    kernels = _C.kernels_info(device)
-    return not any(kernels[entry] == "reference" for entry in kernels.keys() - {"sample", "log_probability"})
-
-
 def check_same(one, other):
-    """The same bits where native kernels run; the reference's sums may differ with the number of rows."""
     assert one.dtype == other.dtype == torch.float32
-    exact = native(one.device.type)
-    torch.testing.assert_close(one, other, rtol=0, atol=0 if exact else CLOSE, equal_nan=True)
+    check_same_bits(one, other)
 
 
 @torch.no_grad()
@@ -523,6 +514,7 @@ def test_wrapped_models_score(wrap):
         (lambda m: score(m, [1], max_running=0), ValueError, "max_running is 0, but must be 1 or more"),
         (lambda m: score(m, [1], cache_bytes=-1), ValueError, "cache_bytes is -1"),
         (lambda m: score(m, [1], max_step_tokens=2.0), TypeError, "max_step_tokens is 2.0"),
+        (lambda m: score(m, [1], exact=0), TypeError, "exact is 0, but must be True or False"),
         (lambda m: score(m, [1], temperature=0.5), TypeError, "temperature"),
         (lambda m: score(m.model, [1]), TypeError, "has no head over the vocabulary"),
         (lambda m: engine_of(m).score([[1]], 0), ValueError, "max_running must be 1 or more"),

@@ -16,6 +16,7 @@ import torch
 from models import tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from same_bits import check_same_bits
 from test_guest import WRITES
 
 import demiurgic
@@ -37,7 +38,7 @@ LONG = text(100)
 
 def check_same(found, expected):
     assert found.completions == expected.completions
-    assert torch.equal(found.logprobs, expected.logprobs)
+    check_same_bits(found.logprobs, expected.logprobs)
 
 
 def check_as_without(session, model, prompts, **options):
@@ -51,7 +52,7 @@ def check_as_without(session, model, prompts, **options):
 
 def check_scores_as_without(session, model, prompts, **keywords):
     found, own = session.score(prompts, **keywords), score(model, prompts)
-    assert torch.equal(found.nan_to_num(7), own.nan_to_num(7))  # nan where a row is padded
+    check_same_bits(found, own)
 
 
 def under_way(model, session):
@@ -164,7 +165,7 @@ def test_models_and_functions_have_the_same_session():
             model.generate([LONG], seed=0),
         )
         assert session.info.hits == 1
-        assert torch.equal(model.score([LONG], session=session), model.score([LONG]))
+        check_same_bits(model.score([LONG], session=session), model.score([LONG]))
 
 
 def test_on_the_reference_kernels_tokens_are_the_same(monkeypatch):
@@ -198,7 +199,7 @@ def test_scored_prompts_are_computed_and_kept():
             options = OPTIONS | {"prompt_logprobs": True, "num_return_sequences": copies}
             found, own = session.generate([LONG], **options), generate(model, [LONG], **options)
             check_same(found, own)
-            assert torch.equal(found.prompt_logprobs.nan_to_num(7), own.prompt_logprobs.nan_to_num(7))
+            check_same_bits(found.prompt_logprobs, own.prompt_logprobs)
         assert session.info.reused_tokens == 0
         assert check_as_without(session, model, [LONG])[2] == 99
 
@@ -504,6 +505,7 @@ def test_a_prefix_of_another_model_is_refused(saved, case):
     refused(change(model), file, ValueError, message)
 
 
+@pytest.mark.native
 def test_a_prefix_of_other_kernels_is_refused(saved, monkeypatch):
     model, file = saved
     monkeypatch.setenv("DEMIURGIC_KERNELS", "reference")
@@ -601,12 +603,14 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(saved, tmp_path):
 BAD_USE = [
     (lambda m, s: s.generate(LONG, cache_bytes=9), ValueError, "cache_bytes is given to a call of a session, whose"),
     (lambda m, s: s.score(LONG, max_step_tokens=9), ValueError, "max_step_tokens is given to a call of a session"),
+    (lambda m, s: s.generate(LONG, exact=True), ValueError, "exact is given to a call of a session, whose calls share"),
     (lambda m, s: generate(m, LONG, session="s"), TypeError, "session is a str; give what demiurgic.session returned"),
     (lambda m, s: generate(tiny_model(), LONG, session=s), ValueError, "The session is of another model than the one"),
     (lambda m, s: s.generate(LONG, sesion=s), TypeError, "generate has no keyword 'sesion'; did you mean 'session'?"),
     (lambda m, s: demiurgic.session(m, 0), ValueError, "cache_bytes is 0, but must be 1 or more"),
     (lambda m, s: demiurgic.session(m, "1 GB"), TypeError, "cache_bytes is '1 GB', but must be an integer"),
     (lambda m, s: demiurgic.session(m, max_step_tokens=0), ValueError, "max_step_tokens is 0, but must be 1 or more"),
+    (lambda m, s: demiurgic.session(m, exact=1), TypeError, "exact is 1, but must be True or False"),
     (lambda m, s: demiurgic.session(m.model), TypeError, "which has no head over the vocabulary"),
     (lambda m, s: s.prefill([]), ValueError, "input_ids is empty"),
     (lambda m, s: s.prefill([97]), IndexError, "input_ids holds the id 97"),
@@ -728,6 +732,7 @@ def test_weights_that_another_thread_writes_crash_nothing():
         check_as_without(session, model, [LONG])  # once they are left alone
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.2}], ids=str)
 def test_speculation_keeps_what_was_accepted(options):
     model, chat = tiny_model(), LONG[:20] * 3

@@ -12,6 +12,8 @@ from models import fixed_logits_model, table_model, tiny_model
 from demiurgic import _C, GenerationConfig, GenerationError, generate
 from demiurgic.engine import Generation
 
+pytestmark = pytest.mark.native
+
 VOCAB = 23  # so small that short runs often stand somewhere before
 PIECES = [*"abcdefghijklmno", "ab", "\n", "def f():\n", "    x\n", "```\n", "``", "#", " "]
 TEXT = _C.TokenBytes(PIECES, [], "raw")
@@ -115,7 +117,7 @@ def random_speculation(dice):
 
 
 def check_random(number):
-    """One configuration drawn from a number; how many drafts it had, and how many were accepted."""
+    """One configuration drawn from a number. How many drafts came, how many were accepted; 0 if by the clock."""
     dice = random.Random(number)
     options, prompts = random_options(dice), [random_prompt(dice) for _ in range(dice.choice([1, 1, 2, 4]))]
     limits, speculation = random_limits(dice, options), random_speculation(dice)
@@ -123,18 +125,19 @@ def check_random(number):
         limits["cache_bytes"] = None  # prompts may be longer, and rows of any length fit
     target = narrow_model() if dice.random() < 0.2 else model()
     expected, _ = run(target, prompts, options, limits=limits)
-    result, counters = run(target, prompts, options, limits=limits, always=dice.random() < 0.8, **speculation)
+    always = dice.random() < 0.8
+    result, counters = run(target, prompts, options, limits=limits, always=always, **speculation)
     check_same(result, expected)
     assert counters["num_used_blocks"] == 0
     assert limits["cache_bytes"] is None or counters["cache_bytes"] <= limits["cache_bytes"]
     assert all(0 <= accepted <= drafted for accepted, drafted in zip(result.accepted, result.drafted, strict=True))
-    return sum(result.drafted), sum(result.accepted)
+    return (sum(result.drafted), sum(result.accepted)) if always else (0, 0)
 
 
 @pytest.mark.parametrize("first", range(0, 500, 50))
 def test_random_configurations(first):
     counts = [check_random(number) for number in range(first, first + 50)]
-    assert sum(drafted > accepted > 0 for drafted, accepted in counts) > 4  # it is not a test of steps without drafts
+    assert sum(drafted > accepted > 0 for drafted, accepted in counts) > 2  # it is not a test of steps without drafts
 
 
 @pytest.mark.parametrize("isa", _C.isa_names())
@@ -192,13 +195,17 @@ def test_a_step_has_no_more_drafts_than_it_may(most):
 
 
 def test_the_clock_decides_how_many_but_not_what_comes():
-    """Twice the same call without `always`: the tokens are the same, and where all drafts come there are some."""
+    """Twice the same call without `always`: the tokens are the same, and where all drafts come there are some.
+
+    At least one, however long anything takes: while nothing is known of a draft's price, it is taken for a tenth of a
+    step. (A prompt of 8 tokens would make it known.)
+    """
     model, options = cyclic_model(), {"max_new_tokens": 400, "seed": 3}
-    expected, _ = run(model, [CYCLE], options)
+    expected, _ = run(model, [CYCLE[:7]], options)
     for _ in range(2):
-        result, _ = run(model, [CYCLE], options, always=False, speculate="ngram")
+        result, _ = run(model, [CYCLE[:7]], options, always=False, speculate="ngram")
         check_same(result, expected)
-        assert result.accepted[0] > 50
+        assert result.accepted[0] > 0
 
 
 def test_nobody_is_preempted_for_a_draft():

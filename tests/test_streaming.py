@@ -316,6 +316,7 @@ def test_a_stream_that_is_closed_while_another_thread_steps() -> None:
     assert engine.counters()["num_used_blocks"] == 0
 
 
+@pytest.mark.native
 def test_two_streams_of_one_model_side_by_side() -> None:
     model = tiny_model()
     expected = [generate(model, PROMPTS, seed=s, max_new_tokens=12, return_dict_in_generate=True) for s in (0, 1)]
@@ -388,6 +389,7 @@ def test_an_exception_of_a_step_reaches_the_consumer(monkeypatch: pytest.MonkeyP
         ({"stop": "a"}, ValueError, "stop"),
         ({"stop": "a", "tokenizer": Script([], [])}, TypeError, "tokenizer is of type Script"),
         ({"max_running": 0}, ValueError, "max_running is 0"),
+        ({"exact": 0}, TypeError, "exact is 0, but must be True or False"),
     ],
 )
 def test_refused_at_the_call(keywords: dict[str, Any], error: type[Exception], message: str) -> None:

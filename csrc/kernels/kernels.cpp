@@ -15,6 +15,9 @@
 #ifdef DEMIURGIC_CUDA
 #include "kernels/cuda/cuda_kernels.h"
 #endif
+#ifdef DEMIURGIC_CUBLASLT
+#include "kernels/cuda/cublaslt_kernels.h"
+#endif
 
 namespace demiurgic {
 
@@ -25,7 +28,7 @@ std::optional<std::string> forced_kernels() {
     const char* choice = std::getenv("DEMIURGIC_KERNELS");
     if (!choice || !*choice) return std::nullopt;
     const std::vector<std::string> isas = cpu::running_isas();
-    const std::string name = choice;
+    std::string name = choice;
     if (name == "reference" || std::find(isas.begin(), isas.end(), name) != isas.end()) return name;
     std::string allowed = "'reference'";
     for (const std::string& isa : isas) allowed += ", '" + isa + "'";
@@ -71,12 +74,16 @@ const Kernels& reference_alone() {
     return table;
 }
 
-const Kernels& kernels_for(at::Device device, at::ScalarType dtype) {
+const Kernels& kernels_for(at::Device device, at::ScalarType dtype, [[maybe_unused]] bool exact) {
     const std::optional<std::string> forced = forced_kernels();
     if (forced == "reference") return reference_alone();
 #ifdef DEMIURGIC_CUDA
     if (device.is_cuda() && cuda_kernels_run_on(device)) {
-        if (const Kernels* native = cuda_kernels(dtype, reference_kernels())) return *native;
+        const Kernels* native = cuda_kernels(dtype, reference_kernels());
+#ifdef DEMIURGIC_CUBLASLT
+        if (native && !exact) return kernels_with_cublaslt(dtype, *native);
+#endif
+        if (native) return *native;
     }
 #endif
     if (device.is_cpu()) {

@@ -25,6 +25,7 @@ struct Member;
 
 namespace cuda {
 struct AttendPlan;
+class ProductLibrary;
 }  // namespace cuda
 
 // A matrix product by live weights: x @ weight^T + bias.
@@ -43,6 +44,8 @@ struct Context {
     const cpu::Member* member = nullptr;  // this thread, where a team of threads walks the step
     bool is_first = true;                 // of the team: the thread that polls
     std::shared_ptr<cuda::AttendPlan> attend_plan = {};  // of CUDA's own attention
+    std::shared_ptr<cuda::ProductLibrary> library = {};  // of Kernels::make_library
+    at::Tensor library_scratch = {};                     // bytes that it and its entries write to, made by prepare
 };
 
 struct EmbedArgs {
@@ -160,6 +163,7 @@ struct LoopModel {
     int64_t block_size;
     // cos and sin of the rotary angles of this many positions or more, [P, d / 2] float32; valid until it is asked again.
     std::function<std::pair<at::Tensor, at::Tensor>(int64_t)> rotary;
+    std::shared_ptr<cuda::ProductLibrary> library;  // of the decoder's Context
 };
 
 template <class Args>
@@ -190,6 +194,8 @@ struct Kernels {
     // A row's bits do not depend on how many tokens and rows are computed with it. What promises the same result however it
     // is computed asks for this.
     bool exact_rows = false;
+    // What multiplies many rows in another order of summation; a null pointer: nothing does.
+    std::shared_ptr<cuda::ProductLibrary> (*make_library)(at::Device) = nullptr;
     bool float_activations = false;  // x, q and attended are float32 whatever the weights are
     CacheLayout cache_layout = CacheLayout::by_block;
     const cpu::Entries* entries = nullptr;  // for Context::entries
@@ -199,10 +205,11 @@ struct Kernels {
     std::map<std::string, std::string> implementations() const;  // by entry
 };
 
-// The fastest table that this build and machine have for weights of `dtype` on `device`. DEMIURGIC_KERNELS=reference forces
+// The fastest table that this build and machine have for weights of `dtype` on `device`: of those that keep the bits of a row
+// as far as they can, or, not `exact`, of all. DEMIURGIC_KERNELS=reference forces
 // the reference, the name of an instruction set (see isa_names) that set on the CPU. Throws std::invalid_argument for
 // another value of DEMIURGIC_KERNELS.
-const Kernels& kernels_for(at::Device device, at::ScalarType dtype);
+const Kernels& kernels_for(at::Device device, at::ScalarType dtype, bool exact = true);
 
 // The instruction sets that this build has kernels for and this CPU can run, fastest first.
 std::vector<std::string> isa_names();

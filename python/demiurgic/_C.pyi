@@ -129,7 +129,7 @@ def presets() -> dict[str, str]:
 def derive_seed(seed: int, i: int) -> int:
     """The 64-bit seed of the i-th of the rows that share `seed`; the 0-th has `seed` itself."""
 
-def kernels_info(device: str) -> dict[str, str]:
+def kernels_info(device: str, exact: bool = True) -> dict[str, str]:
     """Which implementation serves each entry of the kernel table on a device."""
 
 def isa_names() -> list[str]:
@@ -269,7 +269,12 @@ class Call:
 
 class Engine:
     def __init__(
-        self, weights: Weights, cache_bytes: int | None, max_step_tokens: int, keep_prefixes: bool = False
+        self,
+        weights: Weights,
+        cache_bytes: int | None,
+        max_step_tokens: int,
+        keep_prefixes: bool = False,
+        exact: bool = True,
     ) -> None:
         """Generates for all calls that are under way on one model."""
     @property
@@ -291,7 +296,7 @@ class Engine:
         """Adds every prompt num_return_sequences times; nothing is computed before the call is advanced."""
     def score(self, rows: Sequence[Sequence[int]], max_running: int) -> list[tuple[list[float], str]]:
         """For each row the log-probabilities of all its tokens but the first, and ""; or none, and the error."""
-    def serves(self, weights: Weights, cache_bytes: int | None, max_step_tokens: int) -> bool:
+    def serves(self, weights: Weights, cache_bytes: int | None, max_step_tokens: int, exact: bool = True) -> bool:
         """Whether calls on these live tensors, with these limits, can share this engine."""
     def counters(self) -> dict[str, int]:
         """Steps, computed tokens, preemptions, used blocks and bytes of the cache so far."""

@@ -154,6 +154,14 @@ def generate(
     dtype: Annotated[
         str, typer.Option(metavar="NAME", help="float32, bfloat16, float16, or auto: as the checkpoint stores it.")
     ] = "auto",
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact/--no-exact",
+            help="Whether a text has the same bits whatever is computed with it. Without, products of long prompts and "
+            "many rows may be cuBLASLt's on CUDA.",
+        ),
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
     debug: Annotated[
         bool, typer.Option("--debug", envvar="DEMIURGIC_DEBUG", help="Show the traceback of an error.")
@@ -169,7 +177,7 @@ def generate(
         with _one_line_errors((Exception,), debug):
             job = _prepare(prompt, suffix, model, preset, device, dtype, read_options(given))
         with _one_line_errors((TypeError, ValueError, IndexError), debug):
-            _run(job, as_json)
+            _run(job, as_json, exact)
 
 
 def _prepare(
@@ -215,7 +223,7 @@ def _within_context(config: _C.GenerationConfig, room: int) -> _C.GenerationConf
     return config.replace(max_new_tokens=max(room, config.min_new_tokens or 0))
 
 
-def _run(job: _Job, as_json: bool) -> None:
+def _run(job: _Job, as_json: bool, exact: bool) -> None:
     """Generates and prints; Ctrl-C ends the generation, and what there is by then is printed all the same."""
     if not as_json:
         _refuse_what_a_text_cannot_show(job.config)
@@ -225,7 +233,7 @@ def _run(job: _Job, as_json: bool) -> None:
     # Text is cut where it has to be; what only passes through may have any tokenizer.
     tokenizer = job.tokenizer if job.config.stop or job.config.stop_at else known_or_none(job.tokenizer)
     with Generation(
-        job.model, [job.ids], config=job.config, tokenizer=tokenizer, interruptible=streaming
+        job.model, [job.ids], config=job.config, exact=exact, tokenizer=tokenizer, interruptible=streaming
     ) as generation:
         try:
             if streaming:

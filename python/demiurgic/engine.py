@@ -46,6 +46,7 @@ def generate(
     max_running: int = DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
     max_step_tokens: int | None = None,
+    exact: bool | None = None,
     session: EngineSource | None = None,
     draft_model: nn.Module | None = None,
     tokenizer: Any = None,
@@ -79,8 +80,12 @@ def generate(
         max_running: most rows that are computed at a time, 1 or more; the others wait.
         cache_bytes: most memory of the key/value cache in bytes. None: nine tenths of what is free on the device.
         max_step_tokens: most prompt tokens computed at a time, 1 or more; longer prompts go in chunks. None: 512.
+        exact: whether a row has the bits that it has alone, whatever is computed with it, as far as the device has
+            kernels that promise it. False: products of many rows may be a library's on CUDA (cuBLASLt), which is faster
+            for long prompts and large batches; other devices do the same either way. Speculation is refused then. None:
+            True.
         session: what demiurgic.session returned for this model: the call uses the prefixes that it keeps, and leaves
-            its own there. The session has cache_bytes and max_step_tokens, they are not given here.
+            its own there. The session has cache_bytes, max_step_tokens and exact, they are not given here.
         draft_model: a smaller DemiurgicForCausalLM with the same vocabulary on the same device, which guesses the next
             tokens (speculative decoding; Leviathan et al., 2023). Right guesses save steps of `model`; the result is
             the same, whatever it guesses. Its own cache takes what `cache_bytes` leaves.
@@ -125,6 +130,7 @@ def generate(
             max_running=max_running,
             cache_bytes=cache_bytes,
             max_step_tokens=max_step_tokens,
+            exact=exact,
             draft_model=draft_model,
             session=session,
             streamer=streamer,
@@ -149,6 +155,7 @@ def score(
     max_running: int = DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
     max_step_tokens: int | None = None,
+    exact: bool | None = None,
     session: EngineSource | None = None,
 ) -> Tensor:
     """How probable `model` finds given tokens, with the weights that it has now.
@@ -166,6 +173,7 @@ def score(
         max_running: most rows that are computed at a time, 1 or more; the others wait.
         cache_bytes: most memory of the key/value cache in bytes. None: nine tenths of what is free on the device.
         max_step_tokens: most tokens computed at a time, 1 or more. None: 512.
+        exact: as in generate.
         session: what demiurgic.session returned for this model: its cache is used, but every token is computed, since
             its logits are wanted, and nothing is kept.
 
@@ -180,10 +188,10 @@ def score(
         RuntimeError: no room for the cache, with the numbers.
         ScoreError: a row met logits that are not finite; its `result` has all rows.
     """
-    _check_limits(max_running, cache_bytes, max_step_tokens)
+    _check_limits(max_running, cache_bytes, max_step_tokens, exact)
     module = unwrap(model)
     prompts = _prompts(input_ids, attention_mask, _resolved(_C.GenerationConfig(), module.config), module.config)
-    engine = _engine_for(module, cache_bytes, max_step_tokens, session)
+    engine = _engine_for(module, cache_bytes, max_step_tokens, exact, session)
     _warn_past_context("input_ids has rows of", max(map(len, prompts.ids)), module.config)
     scored = engine.score(prompts.ids, max_running)
     result = torch.full((len(scored), max(prompts.width - 1, 0)), torch.nan, dtype=torch.float32, device="cpu")
@@ -240,6 +248,7 @@ class Generation:
         max_running: int = DEFAULT_MAX_RUNNING,
         cache_bytes: int | None = None,
         max_step_tokens: int | None = None,
+        exact: bool | None = None,
         session: EngineSource | None = None,
         streamer: Any = None,
         draft_model: nn.Module | None = None,
@@ -248,7 +257,7 @@ class Generation:
         auto_length: bool = False,
         interruptible: bool = True,  # by code of the user's, which may change the weights between two steps
     ) -> None:
-        _check_limits(max_running, cache_bytes, max_step_tokens)
+        _check_limits(max_running, cache_bytes, max_step_tokens, exact)
         module = unwrap(model)
         processors = hooks_in("logits_processor", logits_processor)
         criteria = hooks_in("stopping_criteria", stopping_criteria)
@@ -263,7 +272,7 @@ class Generation:
         check_streamer(streamer, num_rows=len(self.prompts.ids) * self.copies)
         self._pad = _padding_id(config)
         self._want_logprobs = want_logprobs
-        self._engine = _engine_for(module, cache_bytes, max_step_tokens, session)
+        self._engine = _engine_for(module, cache_bytes, max_step_tokens, exact, session)
         num_prompts = len(self.prompts.ids)
         self._token_bytes = None if tokenizer is None else token_bytes(tokenizer)
         lengths: list[int] = []
@@ -446,27 +455,31 @@ class EngineSource(Protocol):
 
 
 def _engine_for(
-    module: nn.Module, cache_bytes: int | None, max_step_tokens: int | None, session: EngineSource | None
+    module: nn.Module,
+    cache_bytes: int | None,
+    max_step_tokens: int | None,
+    exact: bool | None,
+    session: EngineSource | None,
 ) -> _C.Engine:
     if session is not None:
-        return _engine_of_session(module, cache_bytes, max_step_tokens, session)
+        limits = {"cache_bytes": cache_bytes, "max_step_tokens": max_step_tokens, "exact": exact}
+        return _engine_of_session(module, limits, session)
     weights, max_step_tokens = live_weights(module), max_step_tokens or DEFAULT_STEP_TOKENS
+    exact = exact is not False
     with _engines_lock:
         engines = _engines.setdefault(module, weakref.WeakSet())
         for engine in engines:
-            if engine.serves(weights, cache_bytes, max_step_tokens):
+            if engine.serves(weights, cache_bytes, max_step_tokens, exact):
                 return engine
-        engine = _C.Engine(weights, cache_bytes, max_step_tokens)
+        engine = _C.Engine(weights, cache_bytes, max_step_tokens, exact=exact)
         engines.add(engine)
         return engine
 
 
-def _engine_of_session(
-    module: nn.Module, cache_bytes: int | None, max_step_tokens: int | None, session: EngineSource
-) -> _C.Engine:
+def _engine_of_session(module: nn.Module, limits: dict[str, int | None], session: EngineSource) -> _C.Engine:
     if not isinstance(session, EngineSource):
         raise TypeError(f"session is a {type(session).__name__}; give what demiurgic.session returned.")
-    for name, given in (("cache_bytes", cache_bytes), ("max_step_tokens", max_step_tokens)):
+    for name, given in limits.items():
         if given is not None:
             raise ValueError(
                 f"{name} is given to a call of a session, whose calls share one cache; give it to demiurgic.session."
@@ -483,6 +496,7 @@ _KEYWORDS = (
     "max_running",
     "cache_bytes",
     "max_step_tokens",
+    "exact",
     "draft_model",
     "session",
     "tokenizer",
@@ -522,13 +536,15 @@ def _check_flag(name: str, value: Any) -> None:
         raise TypeError(f"{name} is {value!r}, but must be True or False.")
 
 
-def _check_limits(max_running: Any, cache_bytes: Any, max_step_tokens: Any) -> None:
+def _check_limits(max_running: Any, cache_bytes: Any, max_step_tokens: Any, exact: Any) -> None:
     _check_count("max_running", max_running)
-    check_cache_limits(cache_bytes, max_step_tokens)
+    check_engine_limits(cache_bytes, max_step_tokens, exact)
 
 
-def check_cache_limits(cache_bytes: Any, max_step_tokens: Any) -> None:
-    """TypeError or ValueError where one is neither None nor an integer of 1 or more."""
+def check_engine_limits(cache_bytes: Any, max_step_tokens: Any, exact: Any) -> None:
+    """TypeError or ValueError where one is neither None nor an integer of 1 or more, or for `exact` a bool."""
+    if exact is not None:
+        _check_flag("exact", exact)
     for name, count in (("max_step_tokens", max_step_tokens), ("cache_bytes", cache_bytes)):
         if count is not None:
             _check_count(name, count)

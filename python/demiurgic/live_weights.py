@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -60,14 +59,37 @@ def live_weights(model: nn.Module) -> _C.Weights:
             another class than ours; parameters are sharded, on several devices, on the meta device, of dtypes that
             cannot be mixed, or of shapes that do not fit the config. The message names the part.
     """
+    modules = _modules(model)
     parameters = {
-        name.replace(f"{_COMPILED}.", ""): parameter
-        for name, parameter in model.named_parameters(remove_duplicate=False)
+        f"{name}.{kind}" if name else kind: parameter
+        for name, module in modules
+        for kind, parameter in module._parameters.items()
+        if parameter is not None
     }
     for name, parameter in parameters.items():
         _refuse_sharded(name, parameter)  # before the hooks and classes with which sharding works, to name the cause
-    _refuse_changed_forward(model)
+    _refuse_changed_forward(model, modules[1:])
     return _C.Weights(model_config(model), parameters)
+
+
+def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """`model` and every module in it, but not the wrappers that torch.compile puts around inner ones.
+
+    nn.Module.named_modules and named_parameters would walk the tree once each, through a generator for every level;
+    a call of few tokens would wait for that.
+    """
+    found: list[tuple[str, nn.Module]] = [("", model)]
+
+    def add(prefix: str, parent: nn.Module) -> None:
+        for child, module in parent._modules.items():
+            while module is not None and _COMPILED in module._modules:
+                module = module._modules[_COMPILED]
+            if module is not None:
+                found.append((prefix + child, module))
+                add(f"{prefix}{child}.", module)
+
+    add("", model)
+    return found
 
 
 def model_config(model: nn.Module) -> _C.ModelConfig:
@@ -98,7 +120,7 @@ def _layer_config(layer: Any, config: DemiurgicConfig) -> _C.LayerConfig:
     )
 
 
-def _refuse_changed_forward(model: nn.Module) -> None:
+def _refuse_changed_forward(model: nn.Module, inner: list[tuple[str, nn.Module]]) -> None:
     forward = getattr(type(model), "forward", None)
     if getattr(forward, "__module__", None) != _OUR_MODULE:
         raise ValueError(
@@ -111,7 +133,7 @@ def _refuse_changed_forward(model: nn.Module) -> None:
             "A forward hook for all modules is registered (torch.nn.modules.module.register_module_forward_hook), "
             "which generate would not run; remove it first."
         )
-    for name, module in _inner_modules(model):
+    for name, module in inner:
         if type(module).__module__ != _OUR_MODULE and type(module) not in _TORCH_CLASSES:
             raise ValueError(
                 f"{name} is of class {type(module).__name__}, which generate does not know: it would compute something "
@@ -122,13 +144,6 @@ def _refuse_changed_forward(model: nn.Module) -> None:
         changed = not type(module).forward.__module__.startswith((_OUR_MODULE, "torch.nn.modules."))
         if changed or "forward" in vars(module):
             raise ValueError(f"The forward of {name} was replaced, and generate would not run it; restore it first.")
-
-
-def _inner_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module inside `model`; not itself, nor the wrappers that torch.compile puts around inner ones."""
-    for name, module in model.named_modules():
-        if module is not model and _COMPILED not in module._modules:
-            yield name.replace(f"{_COMPILED}.", "").replace(f".{_COMPILED}", ""), module
 
 
 def _refuse_sharded(name: str, parameter: Tensor) -> None:

@@ -611,7 +611,7 @@ class DemiurgicForCausalLM(DemiurgicPreTrainedModel):
         Args:
             input_ids: integer [B, T] or [T], or a list of rows of any lengths (padded on the left to the longest).
             attention_mask: [B, T], 1 where a token counts, 0 where it is padding at the row's edges.
-            keywords: max_running, cache_bytes, max_step_tokens of demiurgic.score.
+            keywords: max_running, cache_bytes, max_step_tokens, exact of demiurgic.score.
 
         Returns:
             float32 [B, T - 1]: `[b, t]` is of token t + 1 after those up to t; nan where either is padding.
@@ -620,19 +620,22 @@ class DemiurgicForCausalLM(DemiurgicPreTrainedModel):
 
         return score(self, input_ids, attention_mask, **keywords)
 
-    def session(self, cache_bytes: int | None = None, *, max_step_tokens: int | None = None) -> Any:
+    def session(
+        self, cache_bytes: int | None = None, *, max_step_tokens: int | None = None, exact: bool | None = None
+    ) -> Any:
         """Calls that keep what they have computed for others that begin as they do: demiurgic.session.
 
         Args:
             cache_bytes: most memory of the session's cache in bytes.
             max_step_tokens: most prompt tokens computed at a time.
+            exact: as in demiurgic.generate, for all calls of the session.
 
         Returns:
             demiurgic.Session, to be used with `with`: generate, stream, score, prefill, save_prefix, load_prefix, info.
         """
         from demiurgic.sessions import session
 
-        return session(self, cache_bytes, max_step_tokens=max_step_tokens)
+        return session(self, cache_bytes, max_step_tokens=max_step_tokens, exact=exact)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # `.to_empty()` and friends may give each module a new Parameter: what was one stays one.

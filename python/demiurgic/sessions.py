@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from demiurgic import _C
 from demiurgic._build_info import TORCH_VERSION
-from demiurgic.engine import DEFAULT_STEP_TOKENS, check_cache_limits, generate, score
+from demiurgic.engine import DEFAULT_STEP_TOKENS, check_engine_limits, generate, score
 from demiurgic.live_weights import live_weights, unwrap
 from demiurgic.output import GenerationOutput
 from demiurgic.prefix_file import FORMAT, Origin, Prefix, read_prefix, write_prefix
@@ -57,12 +57,20 @@ class Session:
     parameters, which are read once. Where it is another one, all that is kept is dropped.
     """
 
-    def __init__(self, model: nn.Module, cache_bytes: int | None = None, *, max_step_tokens: int | None = None) -> None:
-        check_cache_limits(cache_bytes, max_step_tokens)
+    def __init__(
+        self,
+        model: nn.Module,
+        cache_bytes: int | None = None,
+        *,
+        max_step_tokens: int | None = None,
+        exact: bool | None = None,
+    ) -> None:
+        check_engine_limits(cache_bytes, max_step_tokens, exact)
         self._module = unwrap(model)
         live_weights(self._module)  # refuses now what the calls would refuse
         self._cache_bytes = cache_bytes
         self._max_step_tokens = max_step_tokens or DEFAULT_STEP_TOKENS
+        self._exact = exact is not False
         self._lock = threading.Lock()  # guards all below
         self._engine: _C.Engine | None = None
         self._fingerprint = 0
@@ -80,7 +88,7 @@ class Session:
 
         Raises:
             RuntimeError: the session is closed.
-            ValueError: cache_bytes or max_step_tokens is given, which the session has.
+            ValueError: cache_bytes, max_step_tokens or exact is given, which the session has.
         """
         return generate(self._module, input_ids, attention_mask, **self._with_session(max_new_tokens, options))
 
@@ -237,9 +245,11 @@ class Session:
             self._refuse_closed()
             weights = live_weights(module)
             engine = self._engine
-            if engine is None or not engine.serves(weights, self._cache_bytes, self._max_step_tokens):
+            if engine is None or not engine.serves(weights, self._cache_bytes, self._max_step_tokens, self._exact):
                 retired = self._retire_engine()
-                engine = _C.Engine(weights, self._cache_bytes, self._max_step_tokens, keep_prefixes=True)
+                engine = _C.Engine(
+                    weights, self._cache_bytes, self._max_step_tokens, keep_prefixes=True, exact=self._exact
+                )
                 self._engine = engine
             self._fingerprint = engine.fingerprint()
             self._drops += engine.keep_prefixes_of(self._fingerprint)
@@ -276,12 +286,19 @@ class Session:
             raise RuntimeError("The session is closed; make another one with demiurgic.session.")
 
 
-def session(model: nn.Module, cache_bytes: int | None = None, *, max_step_tokens: int | None = None) -> Session:
+def session(
+    model: nn.Module,
+    cache_bytes: int | None = None,
+    *,
+    max_step_tokens: int | None = None,
+    exact: bool | None = None,
+) -> Session:
     """A session: calls on `model` that keep what they have computed, for others that begin as they do.
 
     Of each prompt the longest kept prefix is found, to the token, and its keys and values are used: a chat's next turn
     computes what is new in it, prompts that share a document compute it once. On the CPU's own kernels results have
-    the bits that they have without a session; on the reference kernels and other devices they agree to rounding.
+    the bits that they have without a session; on the reference kernels and other devices, and where `exact=False` lets
+    CUDA use a library, they agree to rounding.
 
     Prefixes are kept until the session ends, the weights change, or room is wanted: then the least recently used go,
     before any row is made to wait. Use it with `with`, or call `close`.
@@ -291,9 +308,10 @@ def session(model: nn.Module, cache_bytes: int | None = None, *, max_step_tokens
         cache_bytes: most memory of the session's cache in bytes, 1 or more. None: calls have what they want, up to
             nine tenths of what is free on the device; to keep prefixes, the cache grows up to a quarter of that.
         max_step_tokens: most prompt tokens computed at a time, 1 or more. None: 512.
+        exact: as in generate, for all calls of the session.
 
     Raises:
         TypeError: a value of a wrong type, something that is not a model.
         ValueError: a number out of range, a model that cannot be run as it is.
     """
-    return Session(model, cache_bytes, max_step_tokens=max_step_tokens)
+    return Session(model, cache_bytes, max_step_tokens=max_step_tokens, exact=exact)

@@ -199,6 +199,7 @@ def stream(
     max_running: int = DEFAULT_MAX_RUNNING,
     cache_bytes: int | None = None,
     max_step_tokens: int | None = None,
+    exact: bool | None = None,
     session: EngineSource | None = None,
     draft_model: nn.Module | None = None,
     **options: Any,
@@ -214,7 +215,7 @@ def stream(
         tokenizer: makes `text` of the ids: as in generate, or, where no option looks at the text, anything with
             `decode(ids)`. None: no text.
         generation_config, options, logits_processor, stopping_criteria, max_running, cache_bytes, max_step_tokens,
-            session, draft_model: as in generate. What a hook raises leaves the iterator.
+            exact, session, draft_model: as in generate. What a hook raises leaves the iterator.
 
     Returns:
         A Stream: an iterator over StreamEvent, at most one a row and step, in the order of the rows within a step.
@@ -237,6 +238,7 @@ def stream(
         max_running=max_running,
         cache_bytes=cache_bytes,
         max_step_tokens=max_step_tokens,
+        exact=exact,
         draft_model=draft_model,
         session=session,
         tokenizer=tokenizer if looks_at_text else known_or_none(tokenizer),

@@ -1,10 +1,13 @@
 // The CUDA entries but attend, run by the emulator: near the oracle, the same bits for a row whatever rows are computed with
-// it, and nothing written but what is theirs.
+// it, and nothing written but what is theirs. And with many rows on a library that is made up (simt/cublasLt.h).
+
+#include <cublasLt.h>
 
 #include <cstring>
 #include <span>
 
 #include "check.h"
+#include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/layers.h"
 #include "oracle.h"
 #include "simt.h"
@@ -232,6 +235,7 @@ public:
 
     const Shape& shape;
     const Type type;
+    cuda::ProductLibrary* library = nullptr;
 
 private:
     Oracle oracle() const { return {type, type != Type::float32, std::string(name_of(type)) + ", " + shape.name}; }
@@ -247,7 +251,9 @@ private:
     void run(int64_t count, cudaError_t (*entry)(const Args&, const cuda::Launch&), const Args& args) const {
         const int64_t widest = std::max({shape.hidden, shape.inner, shape.heads * shape.d});
         const Scratch scratch(cuda::scratch_bytes(count, widest, type == Type::float32 ? 4 : 2));
-        check(entry(args, {nullptr, scratch.memory, false}) == cudaSuccess, "the launch");
+        const Scratch library_scratch(library ? cuda::library_scratch_bytes(count, widest) : 0);
+        check(entry(args, {nullptr, scratch.memory, false, library, library_scratch.memory}) == cudaSuccess,
+              "the launch");
     }
 
     std::vector<float> some_x(int64_t first, int64_t count) const {
@@ -330,7 +336,7 @@ void for_each_case(const F& test, const Shape* only = nullptr) {
         if (only && only != &shape) continue;
         for (const Type type : kTypes) {
             if (!only && type == Type::float16 && &shape != &kShapes[0]) continue;
-            const Layer layer(shape, type);
+            Layer layer(shape, type);
             for (const Entry& entry : kEntries) {
                 test(layer, entry, std::string(name_of(type)) + ", " + shape.name + ", " + entry.name);
             }
@@ -393,6 +399,97 @@ void the_order_of_threads_does_not_show() {
         &kUnaligned);
 }
 
+constexpr int64_t kManyRows = 70;
+
+// Products that the library does for an entry.
+int products_of(const Layer& layer, const Entry& entry) {
+    const std::string name = entry.name;
+    if (name == "embed") return 0;
+    return name == "attention_in" ? 3 : name == "mlp" ? 2 + layer.shape.gated : 1;
+}
+
+void many_rows_by_a_library() {
+    for_each_case([](Layer& layer, const Entry& entry, const std::string& what) {
+        const Rows ours = (layer.*entry.run)(0, kManyRows, {});
+        {
+            const auto library = cuda::make_cublaslt();
+            layer.library = library.get();
+            fake_cublaslt::num_products = 0;
+            const Rows rows = (layer.*entry.run)(0, kManyRows, {});
+            check(fake_cublaslt::num_products == products_of(layer, entry),
+                  what + ": other products are the library's");
+            (layer.*entry.check)(rows);
+            check((rows == ours) == (products_of(layer, entry) == 0), what + ": the order of summation is not its own");
+
+            fake_cublaslt::num_products = 0;
+            check_same((layer.*entry.run)(0, 64, {}), ours, 0, what + ", 64 rows");
+            check(fake_cublaslt::num_products == 0, what + ": few rows are the library's");
+            layer.library = nullptr;
+        }
+        check(fake_cublaslt::num_alive == 0, what + ": descriptors are left");
+    });
+}
+
+// Whole entries: a part of what it does not do is not done either.
+void what_a_library_refuses_is_ours() {
+    const auto before = fake_cublaslt::refuses;
+    for_each_case(
+        [](Layer& layer, const Entry& entry, const std::string& what) {
+            const Rows ours = (layer.*entry.run)(0, kManyRows, {});
+            const auto library = cuda::make_cublaslt();
+            const auto kv_outputs = static_cast<uint64_t>(layer.shape.kv_heads * layer.shape.d);
+            layer.library = library.get();
+            fake_cublaslt::refuses = [](uint64_t, uint64_t) { return true; };
+            check_same((layer.*entry.run)(0, kManyRows, {}), ours, 0, what);
+            const auto other = cuda::make_cublaslt();  // which has been asked nothing yet
+            layer.library = other.get();
+            fake_cublaslt::refuses = [kv_outputs](uint64_t m, uint64_t) { return m == kv_outputs; };
+            if (entry.run == &Layer::run_attention_in) check_same((layer.*entry.run)(0, kManyRows, {}), ours, 0, what);
+            layer.library = nullptr;
+        },
+        &kUnaligned);
+    fake_cublaslt::refuses = before;
+}
+
+void a_library_is_asked_once_a_shape() {
+    Layer layer(kShapes[0], Type::bfloat16);
+    const auto library = cuda::make_cublaslt();
+    layer.library = library.get();
+    fake_cublaslt::num_heuristics = 0;
+    const auto asked_after = [&](int64_t count) {
+        layer.run_head(0, count, {});
+        return fake_cublaslt::num_heuristics;
+    };
+    check(asked_after(70) == 1 && asked_after(70) == 1, "it is asked again");
+    check(asked_after(71) == 2 && asked_after(70) == 2, "another number of rows is another shape");
+}
+
+void a_row_at_rest_writes_nothing_by_a_library_either() {
+    Layer layer(kUnaligned, Type::bfloat16);
+    const auto library = cuda::make_cublaslt();
+    layer.library = library.get();
+    const Rows expected = layer.run_attention_in(0, kManyRows, {});
+    const Rows rows = layer.run_attention_in(0, kManyRows, {.rest = true});
+    for (size_t i = 0; i < rows.size(); ++i) {
+        check(i % 2 == 0 ? rows[i] == expected[i] : layer.cached_nothing(rows[i]), "row " + std::to_string(i));
+    }
+}
+
+void an_error_of_a_library_is_told() {
+    Layer layer(kUnaligned, Type::bfloat16);
+    const auto library = cuda::make_cublaslt();
+    layer.library = library.get();
+    fake_cublaslt::fails = true;
+    bool told = false;
+    try {
+        layer.run_mlp(0, kManyRows, {});
+    } catch (const std::runtime_error&) {  // of the check of what the launch returned
+        told = true;
+    }
+    fake_cublaslt::fails = false;
+    check(told, "a product that failed is no error");
+}
+
 void no_rows() {
     for_each_case([](const Layer& layer, const Entry& entry,
                      const std::string& what) { check((layer.*entry.run)(0, 0, {}).empty(), what); },
@@ -413,6 +510,11 @@ int main(int, char** arguments) {
             {"weights through a table", weights_through_a_table},
             {"rotary angles by position", rotary_angles_by_position},
             {"the order of threads does not show", the_order_of_threads_does_not_show},
+            {"many rows by a library", many_rows_by_a_library},
+            {"what a library refuses is ours", what_a_library_refuses_is_ours},
+            {"a library is asked once a shape", a_library_is_asked_once_a_shape},
+            {"a row at rest writes nothing by a library either", a_row_at_rest_writes_nothing_by_a_library_either},
+            {"an error of a library is told", an_error_of_a_library_is_told},
             {"no rows", no_rows},
         },
         arguments[1]);

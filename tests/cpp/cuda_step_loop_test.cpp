@@ -30,9 +30,12 @@ public:
     void* device_memory(int64_t bytes) override { return add(device_, bytes); }
     void* host_memory(int64_t bytes) override { return add(host_, bytes); }
 
-    int64_t capture(const StepState& state, int64_t rows) override {
+    int64_t workspace_bytes(int64_t rows, int64_t most_blocks) override { return rows * most_blocks; }
+
+    int64_t capture(const StepState& state, int64_t rows, void* workspace) override {
         check(state.block_size == kBlockSize && state.num_results == StepLoop::kNumResults, "a graph has an odd state");
-        graphs_.push_back({state, rows});
+        for (const Graph& graph : graphs_) check(graph.workspace == workspace, "two graphs have two workspaces");
+        graphs_.push_back({state, rows, workspace});
         return static_cast<int64_t>(graphs_.size()) - 1;
     }
 
@@ -85,6 +88,7 @@ private:
     struct Graph {
         StepState state;
         int64_t rows;
+        void* workspace;
     };
 
     uint64_t next() { return random_ = mix(random_); }
@@ -116,7 +120,10 @@ private:
     }
 
     void step(const Graph& graph) {
-        const auto& [state, rows] = graph;
+        const auto& [state, rows, workspace] = graph;
+        const int64_t bytes = workspace_bytes(rows, state.most_blocks);
+        check(is_in(device_, workspace, bytes), "a graph works in memory that is not its own");
+        std::memset(workspace, 0xcd, static_cast<size_t>(bytes));
         for (int64_t r = 0; r < rows; ++r) {
             const BatchRow& row = state.rows[r];
             check(row.first == r, "a row stands elsewhere");
@@ -135,7 +142,7 @@ private:
 
     // The end of a step, as in sampling.cu.
     void decode(const Graph& graph, int64_t r) {
-        const auto& [state, num_rows] = graph;
+        const auto& [state, num_rows, workspace] = graph;
         const StepSampling& options = state.sampling[r];
         std::vector<int64_t> tokens;
         for (int64_t i = 0; i < state.rows[r].context_length; ++i) {
@@ -246,7 +253,7 @@ struct Rows {
     std::vector<std::vector<int64_t>> tokens;
 };
 
-// In powers of two of rows and blocks; only another cache makes captured graphs useless.
+// In powers of two of rows and blocks. Only another cache, or a workspace that is too small, makes captured graphs useless.
 void a_graph_is_captured_once_a_shape() {
     Memory cache;
     cache.slots.resize(600 * kBlockSize);
@@ -258,10 +265,14 @@ void a_graph_is_captured_once_a_shape() {
     check(captures_after(3, 20) == 1, "the first step is captured");
     check(captures_after(4, 200) == 1, "four rows take the graph of three");
     check(captures_after(5, 20) == 2 && captures_after(6, 20) == 2, "five and six rows share another");
-    check(captures_after(4, 14 * kBlockSize) == 2 && captures_after(4, 15 * kBlockSize) == 3,
-          "with 16 blocks there is no room for one more");
-    check(captures_after(1, 1) == 4 && captures_after(4, 20) == 4 && captures_after(4, 300) == 4,
-          "all are there still");
+    check(captures_after(4, 14 * kBlockSize) == 3, "the graph of four rows went with a workspace for four");
+    check(captures_after(4, 15 * kBlockSize) == 4, "with 16 blocks there is no room for one more");
+    check(captures_after(1, 1) == 5 && captures_after(4, 20) == 5 && captures_after(4, 300) == 5,
+          "what works in the workspace of now is there still");
+    check(captures_after(6, 300) == 6 && captures_after(1, 1) == 7 && captures_after(4, 300) == 8,
+          "a larger workspace takes all graphs with it, once");
+    check(captures_after(6, 300) == 8 && captures_after(1, 1) == 8 && captures_after(4, 300) == 8,
+          "they share the largest");
 }
 
 // Counts stay on the device; only who is new there is counted.

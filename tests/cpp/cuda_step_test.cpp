@@ -1,5 +1,7 @@
 // Whole decode steps: the loop around them with the real kernels, run by the emulator. What a row gives is the same bits
-// whatever rows, graphs and runs of steps it is given in.
+// whatever rows, graphs and runs of steps it is given in; and near that, where a library multiplies many of them.
+
+#include <cublasLt.h>
 
 #include <cmath>
 #include <cstring>
@@ -8,6 +10,7 @@
 #include <vector>
 
 #include "check.h"
+#include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/decode_step.h"
 #include "kernels/cuda/step_changes.h"
 #include "kernels/cuda/step_loop.h"
@@ -20,7 +23,7 @@ namespace {
 
 using namespace cuda;
 
-constexpr int64_t kBlockSize = 16, kBlocks = 40, kPositions = 128;
+constexpr int64_t kBlockSize = 16, kBlocks = 80, kPositions = 128;
 constexpr int64_t kHidden = 32, kHeads = 4, kKvHeads = 2, kHeadDim = 8, kInner = 48, kVocab = 40, kLayers = 2;
 
 // Numbers from a seed, between -1 and 1 times `scale`.
@@ -66,6 +69,7 @@ private:
 // What is alive while steps are made: weights that may be exchanged for others, and a cache.
 struct Machine {
     std::shared_ptr<const Weights> weights = std::make_shared<Weights>(1);
+    std::shared_ptr<ProductLibrary> library;
     std::vector<std::vector<float>> keys, values;
     std::vector<float> cos = numbers(kPositions * kHeadDim / 2, 100, 1.0f),
                        sin = numbers(kPositions * kHeadDim / 2, 101, 1.0f);
@@ -86,7 +90,9 @@ public:
     bool refresh(int64_t) override {
         std::memcpy(table_.data(), &machine_.weights->model, sizeof(ModelTable));
         std::memcpy(table_.data() + sizeof(ModelTable), machine_.weights->layers.data(), kLayers * sizeof(LayerTable));
-        return false;
+        const std::vector<const void*> before = captured_;
+        captured_ = captured_addresses(step_model());
+        return captured_ != before;
     }
     void* device_memory(int64_t bytes) override {
         memory_.push_back(std::make_unique<unsigned char[]>(static_cast<size_t>(bytes) + 256));
@@ -96,9 +102,11 @@ public:
     void* host_memory(int64_t bytes) override { return device_memory(bytes); }
 
     // As decode_graph.cpp does it: first a step of rows at rest, which must change nothing.
-    int64_t capture(const StepState& state, int64_t rows) override {
-        Graph graph{step_model(), state, rows, nullptr};
-        graph.workspace = device_memory(step_workspace_bytes(graph.model, state, rows));
+    int64_t workspace_bytes(int64_t rows, int64_t most_blocks) override {
+        return step_workspace_bytes(step_model(), most_blocks, rows);
+    }
+    int64_t capture(const StepState& state, int64_t rows, void* workspace) override {
+        const Graph graph{step_model(), state, rows, workspace};
         std::memset(state.tokens, 0, rows * sizeof(int64_t));
         std::memset(state.positions, 0, rows * sizeof(int64_t));
         std::memset(state.rows, 0, rows * sizeof(BatchRow));
@@ -109,7 +117,10 @@ public:
         graphs_.push_back(graph);
         return static_cast<int64_t>(graphs_.size()) - 1;
     }
-    void forget() override {}
+    void forget() override {
+        graphs_.clear();
+        memory_.clear();
+    }
     void copy(void* device, const void* host, int64_t bytes) override { std::memcpy(device, host, bytes); }
     void count(const int64_t* tokens, int64_t num_tokens, int64_t first_counted, uint32_t* counts) override {
         check(launch_count_context(tokens, num_tokens, first_counted, counts, kVocab, nullptr) == cudaSuccess, "count");
@@ -150,6 +161,7 @@ private:
         step.tables = machine_.weights->layers;
         step.model_on_device = reinterpret_cast<const ModelTable*>(table_.data());
         step.sampler_shared_bytes = 48 << 10;
+        step.library = machine_.library.get();
         for (int64_t i = 0; i < kLayers; ++i) {
             step.layers.push_back({step.norm, step.norm, kHeads, kKvHeads, kHeadDim, kInner, true, Activation::silu,
                                    machine_.keys[i].data(), machine_.values[i].data()});
@@ -159,6 +171,7 @@ private:
 
     Machine& machine_;
     std::vector<unsigned char> table_;
+    std::vector<const void*> captured_;
     std::vector<std::unique_ptr<unsigned char[]>> memory_;
     std::vector<Graph> graphs_;
 };
@@ -229,7 +242,7 @@ void run(StepLoop& loop, std::vector<Row*> rows, int num_steps) {
 }
 
 std::unique_ptr<StepLoop> make_loop(Machine& machine) {
-    return std::make_unique<StepLoop>(std::make_unique<EmulatedDevice>(machine), kBlockSize, kVocab, 64);
+    return std::make_unique<StepLoop>(std::make_unique<EmulatedDevice>(machine), kBlockSize, kVocab, 128);
 }
 
 constexpr int kSteps = 40;  // over two ends of blocks
@@ -293,6 +306,49 @@ void weights_may_move() {
     check(loop->num_captures() == 1, "a step was captured again");
 }
 
+constexpr int64_t kManyRows = 70;
+
+std::vector<Row> many(StepLoop& loop, int num_steps) {
+    std::vector<Row> rows;
+    for (int64_t i = 0; i < kManyRows; ++i) rows.emplace_back(i);
+    std::vector<Row*> all;
+    for (Row& row : rows) all.push_back(&row);
+    run(loop, all, num_steps);
+    return rows;
+}
+
+// Whose launches hold the addresses of weights: where those have moved, a step is captured again.
+void a_library_multiplies_many_rows() {
+    constexpr int num_steps = 3, num_products = (kLayers * 7 + 1) * (1 + num_steps);  // the step at rest goes first
+    Machine ours, machine, other;
+    machine.library = other.library = make_cublaslt();
+    const auto loop = make_loop(machine);
+    const std::vector<Row> expected = many(*make_loop(ours), num_steps);
+    fake_cublaslt::num_products = 0;
+    const std::vector<Row> rows = many(*loop, num_steps);
+    check(fake_cublaslt::num_products == num_products, "other products are the library's");
+    int num_alike = 0;
+    for (size_t i = 0; i < rows.size(); ++i) {
+        if (rows[i].tokens != expected[i].tokens) continue;
+        ++num_alike;
+        for (size_t k = 0; k < rows[i].logprobs.size(); ++k) {
+            check(std::fabs(rows[i].logprobs[k] - expected[i].logprobs[k]) < 1e-4f, "a log-probability is far off");
+        }
+    }
+    check(num_alike > 0.9 * kManyRows, "other tokens");
+
+    const std::shared_ptr<const Weights> before = machine.weights;
+    machine.weights = other.weights = std::make_shared<Weights>(2);
+    const std::vector<Row> moved = many(*loop, num_steps), fresh = many(*make_loop(other), num_steps);
+    for (size_t i = 0; i < moved.size(); ++i) check_same(moved[i], fresh[i]);
+    check(loop->num_captures() == 2, "a step is captured again where weights have moved, and only there");
+
+    fake_cublaslt::num_products = 0;
+    Row row(1);
+    run(*loop, {&row}, num_steps);
+    check(fake_cublaslt::num_products == 0, "few rows are the library's");
+}
+
 }  // namespace
 
 }  // namespace demiurgic::test
@@ -303,6 +359,7 @@ int main(int argc, char** argv) {
         {
             {"a row is what it is alone", a_row_is_what_it_is_alone},
             {"weights may move", weights_may_move},
+            {"a library multiplies many rows", a_library_multiplies_many_rows},
         },
         argc > 1 ? argv[1] : nullptr);
 }

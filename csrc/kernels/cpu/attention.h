@@ -34,22 +34,39 @@ struct QueryTile {
     float* wide;      // [2, kChunk, d]: keys and values of a chunk as float32
 };
 
-// Where a chunk's blocks of keys [d, 16] or values [16, d] begin.
+// The blocks of a sequence's chunk, and which of their heads.
+struct Chunk {
+    const int64_t* blocks;
+    int64_t num;  // 0: the sequence does not reach so far
+    int64_t kv_head;
+};
+
+// Chunk `index` of a sequence that has `positions` and these blocks.
+inline Chunk chunk_of(const int64_t* blocks, int64_t kv_head, int64_t index, int64_t positions) {
+    const int64_t left = larger(0, smaller(kChunk, positions - index * kChunk));
+    return {blocks + index * (kChunk / kBlock), (left + kBlock - 1) / kBlock, kv_head};
+}
+
+// Where a chunk's blocks of keys [d, 16] or values [16, d] begin; and that many others that are wanted next, which are
+// fetched line by line while these are read (nullptr: none). Fetched all at once, they would be waited for.
 template <class E>
 struct Blocks {
     const E* at[kChunk / kBlock];
+    const E* const* next = nullptr;
 };
 
 template <class T>
-inline Blocks<T> blocks_of(const QueryTile& tile, const void* cache, int64_t chunk, int64_t num) {
-    const Attend& a = *tile.args;
+inline Blocks<T> blocks_of(const Attend& a, const void* cache, const Chunk& chunk) {
     Blocks<T> blocks;
-    for (int64_t i = 0; i < num; ++i) {
-        const int64_t block = tile.blocks[chunk * (kChunk / kBlock) + i];
-        blocks.at[i] = static_cast<const T*>(cache) + (block * a.kv_heads + tile.kv_head) * a.d * kBlock;
+    for (int64_t i = 0; i < chunk.num; ++i) {
+        blocks.at[i] = static_cast<const T*>(cache) + (chunk.blocks[i] * a.kv_heads + chunk.kv_head) * a.d * kBlock;
     }
     return blocks;
 }
+
+// Of so many vectors of E, one after the other, the first begins a cache line.
+template <class E>
+constexpr int64_t kVectorsOfLine = Vec::N * sizeof(E) < 64 ? 64 / (Vec::N * sizeof(E)) : 1;
 
 // The same numbers as float32: worth it where many queries share them.
 template <class T>
@@ -64,14 +81,15 @@ inline Blocks<float> widened(const Blocks<T>& blocks, int64_t num, int64_t d, fl
 }
 
 // Scores of R queries with `num` vectors of positions from `first_vector` of the chunk on.
-template <class E, int R, int num>
+template <class E, int R, int num, bool fetches>
 inline void score(const QueryTile& tile, const Blocks<E>& blocks, int64_t query, int64_t first_vector) {
     constexpr int64_t per_block = kBlock / Vec::N;
     const int64_t d = tile.args->d;
-    const E* keys[num];
+    const E *keys[num], *next[num];
     for (int i = 0; i < num; ++i) {
-        const int64_t vector = first_vector + i;
-        keys[i] = blocks.at[vector / per_block] + vector % per_block * Vec::N;
+        const int64_t block = (first_vector + i) / per_block, part = (first_vector + i) % per_block;
+        keys[i] = blocks.at[block] + part * Vec::N;
+        if (fetches) next[i] = blocks.next[block] + part * d * Vec::N;
     }
     const float* q = tile.q + query * d;
     Vec lanes[R * num];
@@ -79,6 +97,9 @@ inline void score(const QueryTile& tile, const Blocks<E>& blocks, int64_t query,
     for (int64_t k = 0; k < d; ++k) {
         Vec key[num];
         for (int i = 0; i < num; ++i) key[i] = load(keys[i] + k * kBlock);
+        if (fetches && k % kVectorsOfLine<E> == 0) {
+            for (int i = 0; i < num; ++i) __builtin_prefetch(next[i] + k * Vec::N, 0, 2);
+        }
         for (int r = 0; r < R; ++r) {
             const Vec x = broadcast(q[r * d + k]);
             for (int i = 0; i < num; ++i) lanes[r * num + i] = fma(x, key[i], lanes[r * num + i]);
@@ -96,7 +117,13 @@ inline void score_queries(const QueryTile& tile, const Blocks<E>& blocks, int64_
     int64_t done = 0;
     const auto vectors_at_once = [&](auto width) {
         constexpr int num = decltype(width)::value;
-        for (; done + num <= vectors; done += num) score<E, R, num>(tile, blocks, query, done);
+        for (; done + num <= vectors; done += num) {
+            if (query == 0 && blocks.next) {
+                score<E, R, num, true>(tile, blocks, query, done);
+            } else {
+                score<E, R, num, false>(tile, blocks, query, done);
+            }
+        }
     };
     constexpr int most = kLanesInFlight / R;
     vectors_at_once(Constant<most>{});
@@ -125,7 +152,7 @@ inline void softmax(float* scores, int64_t n, float& largest_score, float& total
 }
 
 // sums [R, num vectors] += exponentials x values, over positions [begin, end) of the chunk.
-template <class E, int R, int num>
+template <class E, int R, int num, bool fetches>
 inline void weigh(const QueryTile& tile, const Blocks<E>& blocks, int64_t query, int64_t column, int64_t begin,
                   int64_t end) {
     const int64_t d = tile.args->d;
@@ -135,10 +162,16 @@ inline void weigh(const QueryTile& tile, const Blocks<E>& blocks, int64_t query,
     }
     for (int64_t position = begin; position < end;) {
         const E* values = blocks.at[position / kBlock] + column;
+        const E* next = fetches ? blocks.next[position / kBlock] + column : nullptr;
         const int64_t block_end = smaller(end, (position / kBlock + 1) * kBlock);
         for (; position < block_end; ++position) {
             Vec value[num];
-            for (int i = 0; i < num; ++i) value[i] = load(values + position % kBlock * d + i * Vec::N);
+            for (int i = 0; i < num; ++i) {
+                value[i] = load(values + position % kBlock * d + i * Vec::N);
+                if (fetches && i % kVectorsOfLine<E> == 0) {
+                    __builtin_prefetch(next + position % kBlock * d + i * Vec::N, 0, 2);
+                }
+            }
             for (int r = 0; r < R; ++r) {
                 const Vec p = broadcast(tile.scores[(query + r) * kChunk + position]);
                 for (int i = 0; i < num; ++i) lanes[r * num + i] = fma(p, value[i], lanes[r * num + i]);
@@ -176,10 +209,14 @@ inline void weigh_queries(const QueryTile& tile, const Blocks<E>& blocks, int64_
     const auto columns = [&](auto width) {
         constexpr int n = decltype(width)::value;
         for (; column + n * Vec::N <= whole; column += n * Vec::N) {
-            weigh<E, R, n>(tile, blocks, query, column, 0, together);
+            if (query == 0 && blocks.next) {
+                weigh<E, R, n, true>(tile, blocks, query, column, 0, together);
+            } else {
+                weigh<E, R, n, false>(tile, blocks, query, column, 0, together);
+            }
             for (int64_t r = 0; r < R; ++r) {
                 if (positions(query + r) > together) {
-                    weigh<E, 1, n>(tile, blocks, query + r, column, together, positions(query + r));
+                    weigh<E, 1, n, false>(tile, blocks, query + r, column, together, positions(query + r));
                 }
             }
         }
@@ -217,21 +254,30 @@ inline void attend_blocks(const QueryTile& tile, const Blocks<E>& keys, const Bl
               [&](auto r, int64_t query) { weigh_queries<E, decltype(r)::value>(tile, values, chunk, query); });
 }
 
+// `after`: the chunk that whoever computes this one comes to next.
 template <class T>
-inline void attend_chunk(const QueryTile& tile, int64_t chunk) {
+inline void attend_chunk(const QueryTile& tile, int64_t index, const Chunk& after) {
     const Attend& a = *tile.args;
-    const int64_t positions = smaller(kChunk, tile.limits[tile.num - 1] - chunk * kChunk);  // the last looks at most
-    const int64_t num = (positions + kBlock - 1) / kBlock;
-    const Blocks<T> keys = blocks_of<T>(tile, a.keys, chunk, num), values = blocks_of<T>(tile, a.values, chunk, num);
+    const int64_t context = tile.limits[tile.num - 1];  // the last looks at most
+    const int64_t positions = smaller(kChunk, context - index * kChunk);
+    const Chunk chunk = chunk_of(tile.blocks, tile.kv_head, index, context);
+    Blocks<T> keys = blocks_of<T>(a, a.keys, chunk), values = blocks_of<T>(a, a.values, chunk);
     if (sizeof(T) < sizeof(float) && tile.num > 8) {
-        const Blocks<float> wide_keys = widened(keys, num, a.d, tile.wide);
-        const Blocks<float> wide_values = widened(values, num, a.d, tile.wide + kChunk * a.d);
-        attend_blocks(tile, wide_keys, wide_values, chunk, positions);
-    } else {
-        // Few queries wait for memory: the values come while the keys are multiplied.
-        for (int64_t i = 0; i < num; ++i) fetch(values.at[i], a.d, kBlock, a.d, 0, 1);
-        attend_blocks(tile, keys, values, chunk, positions);
+        const Blocks<float> wide_keys = widened(keys, chunk.num, a.d, tile.wide);
+        const Blocks<float> wide_values = widened(values, chunk.num, a.d, tile.wide + kChunk * a.d);
+        attend_blocks(tile, wide_keys, wide_values, index, positions);
+        return;
     }
+    // Few queries wait for memory: the values come while the keys are multiplied, the next keys while values are.
+    keys.next = values.at;
+    Blocks<T> next = keys;  // where fewer blocks come after, those at hand are asked for again, at no cost
+    if (after.num > 0) {
+        const Chunk known{after.blocks, smaller(after.num, chunk.num), after.kv_head};
+        const Blocks<T> begin = blocks_of<T>(a, a.keys, known);
+        for (int64_t i = 0; i < known.num; ++i) next.at[i] = begin.at[i];
+        values.next = next.at;
+    }
+    attend_blocks(tile, keys, values, index, positions);
 }
 
 // What the chunks before gave, of one query.

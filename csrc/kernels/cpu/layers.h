@@ -90,8 +90,11 @@ struct Layers {
         }
         const AttendWork work(member, a, tile_heads, head_tiles, tile_tokens);
         if (num_tiles >= 2 * member.team->size() || most_chunks == 1) {
+            // Several tiles a unit, so that a member knows which keys it needs next.
             typename AttendWork::Cursor cursor;
-            for_units(member, num_tiles, [&](int64_t unit) { work.whole(cursor.at(work, unit)); });
+            const int64_t run = larger(1, smaller(4, num_tiles / (4 * member.team->size())));
+            for_units(member, (num_tiles + run - 1) / run,
+                      [&](int64_t unit) { work.several(cursor, unit * run, smaller(num_tiles, (unit + 1) * run)); });
             return;
         }
         // Fewer tiles than members: they share the chunks of a tile, and one merges them.
@@ -292,17 +295,8 @@ private:
             const int64_t heads = smaller(tile_heads, group - first_head);
             const BatchRow& row = a.rows[place.row];
             const int64_t tokens = smaller(tile_tokens, row.num_tokens - place.first_token);
-            filled.tile = {&a,
-                           a.block_table + place.row * a.most_blocks,
-                           place.kv_head,
-                           tokens * heads,
-                           q,
-                           filled.limits,
-                           scores,
-                           filled.largest,
-                           filled.total,
-                           sums,
-                           wide};
+            filled.tile = {&a,     blocks_of_row(place.row), place.kv_head, tokens * heads, q,   filled.limits,
+                           scores, filled.largest,           filled.total,  sums,           wide};
             for (int64_t i = 0; i < tokens * heads; ++i) {
                 const int64_t token = place.first_token + i / heads;
                 const int64_t head = place.kv_head * group + first_head + i % heads;
@@ -315,14 +309,30 @@ private:
             }
         }
 
-        void whole(const Place& place) const {
+        // Tiles [begin, end), one after the other.
+        void several(Cursor& cursor, int64_t begin, int64_t end) const {
+            Place place = cursor.at(*this, begin);
+            for (int64_t tile = begin + 1; tile < end; ++tile) {
+                const Place next = cursor.at(*this, tile);
+                whole(place, chunk_of(blocks_of_row(next.row), next.kv_head, 0, a.rows[next.row].context_length));
+                place = next;
+            }
+            whole(place, {});
+        }
+
+        const int64_t* blocks_of_row(int64_t row) const { return a.block_table + row * a.most_blocks; }
+
+        // `after`: the first chunk of the tile that comes next.
+        void whole(const Place& place, const Chunk& after) const {
             Filled filled;
             fill(place, filled);
             const QueryTile& tile = filled.tile;
             Merged merged[kTileQueries];
             for (int64_t i = 0; i < tile.num; ++i) merged[i].sums = merged_sums + i * a.d;
-            for (int64_t chunk = 0; chunk * kChunk < tile.limits[tile.num - 1]; ++chunk) {
-                attend_chunk<T>(tile, chunk);
+            const int64_t context = tile.limits[tile.num - 1];
+            for (int64_t chunk = 0; chunk * kChunk < context; ++chunk) {
+                const Chunk next = chunk_of(tile.blocks, tile.kv_head, chunk + 1, context);
+                attend_chunk<T>(tile, chunk, next.num > 0 ? next : after);
                 for (int64_t i = 0; i < tile.num; ++i) {
                     if (chunk * kChunk >= tile.limits[i]) continue;
                     merge(merged[i], tile.largest[i], tile.total[i], tile.sums + i * a.d, a.d, chunk == 0);
@@ -341,7 +351,7 @@ private:
             fill(place, filled);
             const QueryTile& tile = filled.tile;
             if (chunk * kChunk >= tile.limits[tile.num - 1]) return;
-            attend_chunk<T>(tile, chunk);
+            attend_chunk<T>(tile, chunk, {});
             for (int64_t i = 0; i < tile.num; ++i) {
                 float* to = partial_of(unit, chunk, chunks, i);
                 to[0] = tile.largest[i];

@@ -52,10 +52,9 @@ bool overlaps_on(c10::DeviceIndex device) {
     return code_for_current_device() >= 90;
 }
 
-// A graph that can be launched, and the memory that its kernels work in.
+// A graph that can be launched.
 struct Captured {
     cudaGraphExec_t graph = nullptr;
-    at::Tensor workspace;
 
     Captured() = default;
     Captured(const Captured&) = delete;
@@ -73,7 +72,10 @@ public:
     bool refresh(int64_t most_positions) override;
     void* device_memory(int64_t count) override { return keep(bytes(count)); }
     void* host_memory(int64_t count) override { return keep(pinned_bytes(count)); }
-    int64_t capture(const StepState& state, int64_t rows) override;
+    int64_t workspace_bytes(int64_t rows, int64_t most_blocks) override {
+        return step_workspace_bytes(step_model(), most_blocks, rows);
+    }
+    int64_t capture(const StepState& state, int64_t rows, void* workspace) override;
     void forget() override {
         graphs_.clear();
         memory_.clear();
@@ -106,7 +108,6 @@ private:
     }
     StepModel step_model() const;
     void write_table();
-    std::vector<const void*> captured_addresses() const;
     template <class Launches>
     cudaError_t capture_once(Launches launches, Captured& captured);
 
@@ -119,7 +120,7 @@ private:
 
     at::Tensor table_, table_image_;     // ModelTable, then a LayerTable for each layer; and what was copied there
     at::Tensor cos_, sin_;               // [P, d / 2]
-    std::vector<const void*> captured_;  // where cache and angles lie by the captured graphs
+    std::vector<const void*> captured_;  // what captured graphs hold the addresses of
     std::vector<at::Tensor> memory_;
     std::vector<std::unique_ptr<Captured>> graphs_;
     cudaEvent_t marks_[StepLoop::kMostInFlight] = {};
@@ -148,18 +149,10 @@ GraphDevice::~GraphDevice() {
 
 // ---- where things lie -------------------------------------------------------------------------------------------------
 
-std::vector<const void*> GraphDevice::captured_addresses() const {
-    std::vector<const void*> addresses = {cos_.const_data_ptr(), sin_.const_data_ptr()};
-    for (const auto* tensors : {&model_.keys, &model_.values}) {
-        for (const at::Tensor& tensor : *tensors) addresses.push_back(tensor.const_data_ptr());
-    }
-    return addresses;
-}
-
 bool GraphDevice::refresh(int64_t most_positions) {
     std::tie(cos_, sin_) = model_.rotary(most_positions);
     write_table();
-    std::vector<const void*> addresses = captured_addresses();
+    std::vector<const void*> addresses = captured_addresses(step_model());
     if (addresses == captured_) return false;
     captured_ = std::move(addresses);
     return true;
@@ -191,6 +184,7 @@ StepModel GraphDevice::step_model() const {
     step.model_on_device = static_cast<const ModelTable*>(table_.const_data_ptr());
     step.sampler_shared_bytes = sampler_bytes_;
     step.overlaps = overlaps_;
+    step.library = model_.library.get();
     for (size_t i = 0; i < model_.layers.size(); ++i) {
         const LoopLayer& layer = model_.layers[i];
         step.layers.push_back({norm_of(layer.attention_norm), norm_of(layer.mlp_norm), layer.num_heads,
@@ -212,11 +206,9 @@ StepModel GraphDevice::step_model() const {
 // another thread meanwhile (torch.cuda.synchronize) still breaks it, and gets an error; so it is tried again. A step of rows
 // at rest goes first: it loads the kernels, which a capture must not, and shows what is wrong with them where it can still
 // be told.
-int64_t GraphDevice::capture(const StepState& state, int64_t rows) {
+int64_t GraphDevice::capture(const StepState& state, int64_t rows, void* workspace) {
     const StepModel model = step_model();
     auto captured = std::make_unique<Captured>();
-    captured->workspace = bytes(step_workspace_bytes(model, state, rows));
-    void* workspace = captured->workspace.data_ptr();
     const auto count = static_cast<size_t>(rows);
     C10_CUDA_CHECK(cudaMemsetAsync(state.tokens, 0, count * sizeof(int64_t), stream()));
     C10_CUDA_CHECK(cudaMemsetAsync(state.positions, 0, count * sizeof(int64_t), stream()));

@@ -13,6 +13,7 @@ struct Workspace {
     float* attended = nullptr;  // [B, heads * d]
     float* logits = nullptr;    // [B, V]
     void* products = nullptr;
+    void* library = nullptr;
     void* attention = nullptr;
     float* sampler = nullptr;
     int64_t bytes = 0;
@@ -22,14 +23,14 @@ AttendTiles tiles_of(const StepLayer& layer, int64_t rows) {
     return attend_tiles(rows, /*most_tokens=*/1, layer.heads / layer.kv_heads, layer.head_dim);
 }
 
-Workspace workspace_of(const StepModel& model, const StepState& state, int64_t rows, void* memory) {
+Workspace workspace_of(const StepModel& model, int64_t most_blocks, int64_t rows, void* memory) {
     int64_t widest = model.hidden, widest_q = 0, attention = 0;
     for (const StepLayer& layer : model.layers) {
         widest_q = std::max(widest_q, layer.heads * layer.head_dim);
         widest = std::max({widest, widest_q, layer.inner});
         const AttendTiles tiles = tiles_of(layer, rows);
-        if (!attend_splits(tiles, layer.kv_heads, state.most_blocks)) continue;
-        attention = std::max(attention, attend_scratch_bytes(tiles, layer.kv_heads, layer.head_dim, state.most_blocks));
+        if (!attend_splits(tiles, layer.kv_heads, most_blocks)) continue;
+        attention = std::max(attention, attend_scratch_bytes(tiles, layer.kv_heads, layer.head_dim, most_blocks));
     }
     Workspace w;
     const auto take = [&](int64_t bytes) -> void* {
@@ -45,6 +46,7 @@ Workspace workspace_of(const StepModel& model, const StepState& state, int64_t r
     w.attended = floats(rows * widest_q);
     w.logits = floats(rows * model.vocab);
     w.products = take(scratch_bytes(rows, widest, model.element_bytes));
+    w.library = take(model.library ? library_scratch_bytes(rows, widest) : 0);
     w.attention = take(attention);
     w.sampler = floats(sampler_scratch(rows, model.vocab, model.sampler_shared_bytes));
     return w;
@@ -105,16 +107,36 @@ Attend attend(const StepLayer& layer, const StepState& state, int64_t rows, cons
 
 }  // namespace
 
-int64_t step_workspace_bytes(const StepModel& model, const StepState& state, int64_t rows) {
-    return workspace_of(model, state, rows, nullptr).bytes;
+int64_t step_workspace_bytes(const StepModel& model, int64_t most_blocks, int64_t rows) {
+    return workspace_of(model, most_blocks, rows, nullptr).bytes;
+}
+
+std::vector<const void*> captured_addresses(const StepModel& model) {
+    std::vector<const void*> addresses = {model.cos, model.sin};
+    for (const StepLayer& layer : model.layers) addresses.insert(addresses.end(), {layer.keys, layer.values});
+    if (!model.library) return addresses;
+    // A bias is looked up, but whether there is one decides what is launched.
+    const auto add = [&addresses](const Matrix& matrix) {
+        addresses.insert(addresses.end(), {matrix.weight, matrix.bias});
+    };
+    for (const auto& [attention_in, attention_out, mlp] : model.tables) {
+        for (const Matrix& matrix :
+             {attention_in.q, attention_in.k, attention_in.v, attention_out.out, mlp.gate, mlp.up, mlp.down}) {
+            add(matrix);
+        }
+    }
+    add(model.model.head.head);
+    return addresses;
 }
 
 cudaError_t launch_step(const StepModel& model, const StepState& state, int64_t rows, void* workspace,
                         cudaStream_t stream) {
-    const Workspace w = workspace_of(model, state, rows, workspace);
+    const Workspace w = workspace_of(model, state.most_blocks, rows, workspace);
     const ModelTable* on_device = model.model_on_device;
     const Layers& entries = *model.entries;
-    const Launch first{stream, w.products, false}, later{stream, w.products, model.overlaps};
+    const Launch first{stream, w.products, false, model.library, w.library};
+    Launch later = first;
+    later.overlaps_previous = model.overlaps;
     Errors errors;
     errors.add(entries.embed({rows, state.tokens, {model.model.embed, &on_device->embed}, model.hidden, w.x}, first));
     for (size_t i = 0; i < model.layers.size(); ++i) {

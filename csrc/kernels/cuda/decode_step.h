@@ -45,10 +45,16 @@ struct StepModel {
     const ModelTable* model_on_device;  // then a LayerTable for each layer
     int64_t sampler_shared_bytes;       // that a block of the sampler may ask for
     bool overlaps;                      // kernels of a step: from sm_90 on
+    ProductLibrary* library;  // null: none; else the graph holds the addresses of the weights that it multiplies
 };
 
-// What a step of `rows` rows writes to beside the state and the cache: one piece of memory, aligned to 256.
-int64_t step_workspace_bytes(const StepModel& model, const StepState& state, int64_t rows);
+// What a step of `rows` rows of up to `most_blocks` blocks writes to beside the state and the cache: one piece of memory,
+// aligned to 256, of which the next step needs nothing.
+int64_t step_workspace_bytes(const StepModel& model, int64_t most_blocks, int64_t rows);
+
+// What the launches of a step hold the addresses of: captured, they are of no use once something has moved. Parameters are not
+// among it, since kernels find them in the tables; those that a library multiplies are.
+std::vector<const void*> captured_addresses(const StepModel& model);
 
 // Launches the step: the embedding, six kernels a layer, the head, the sampler. Each kernel but the first may start while
 // the one before it ends; what runs before the first may be the user's, and write weights.

@@ -44,8 +44,9 @@ template <class Args>
 void run(Context& context, at::ScalarType dtype, cudaError_t (*Layers::*entry)(const Args&, const Launch&),
          const Args& args) {
     const c10::cuda::CUDAGuard guard(context.device);
-    void* scratch = context.scratch.defined() ? context.scratch.data_ptr() : nullptr;
-    const Launch launch{c10::cuda::getCurrentCUDAStream(context.device.index()), scratch};
+    const auto memory = [](const at::Tensor& bytes) { return bytes.defined() ? bytes.data_ptr() : nullptr; };
+    const Launch launch{c10::cuda::getCurrentCUDAStream(context.device.index()), memory(context.scratch), false,
+                        context.library.get(), memory(context.library_scratch)};
     C10_CUDA_CHECK((layers_for(dtype).*entry)(args, launch));
 }
 
@@ -113,12 +114,17 @@ void head(Context& context, const HeadArgs& args) {
              data_of<float>(args.logits)});
 }
 
+void make_room(at::Tensor& memory, int64_t bytes, at::Device device) {
+    if (memory.defined() && memory.size(0) >= bytes) return;
+    memory = at::Tensor();  // first: both at once might not fit
+    memory = at::empty({bytes}, at::TensorOptions().device(device).dtype(at::kByte));
+}
+
 template <int64_t ELEMENT_BYTES>
 void prepare(Context& context, const StepShape& shape) {
-    const int64_t bytes = scratch_bytes(shape.num_tokens, shape.widest, ELEMENT_BYTES);
-    if (context.scratch.defined() && context.scratch.size(0) >= bytes) return;
-    context.scratch = at::Tensor();  // first: both at once might not fit
-    context.scratch = at::empty({bytes}, at::TensorOptions().device(context.device).dtype(at::kByte));
+    make_room(context.scratch, scratch_bytes(shape.num_tokens, shape.widest, ELEMENT_BYTES), context.device);
+    if (!context.library) return;
+    make_room(context.library_scratch, library_scratch_bytes(shape.num_tokens, shape.widest), context.device);
 }
 
 }  // namespace

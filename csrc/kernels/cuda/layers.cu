@@ -7,4 +7,11 @@ int64_t scratch_bytes(int64_t rows, int64_t widest, int64_t element_bytes) {
     return 2 * buffer_bytes(rows, widest, element_bytes);
 }
 
+// The library's own, and the sums of an entry: no more than three matrices', none of more outputs than some product has
+// columns.
+int64_t library_scratch_bytes(int64_t rows, int64_t widest) {
+    if (rows <= kFewRows) return 0;
+    return ProductLibrary::kWorkspaceBytes + buffer_bytes(rows, kMostFactors * widest, sizeof(float));
+}
+
 }  // namespace demiurgic::cuda

@@ -6,6 +6,7 @@
 
 #include <type_traits>
 
+#include "kernels/cuda/library_products.cuh"
 #include "kernels/cuda/products.cuh"
 
 namespace demiurgic::cuda {
@@ -159,6 +160,17 @@ struct HeadsMap {
         const int64_t half = static_cast<int64_t>(head) * head_dim + i * (head_dim / 2);
         return tile_of<T>(role == kQ ? w.q : role == kK ? w.k : w.v, half + first, half + head_dim / 2);
     }
+    int factors(Factor (&list)[kMostFactors]) const {
+        const int64_t num_kv = static_cast<int64_t>(kv_heads) * head_dim;
+        list[0] = {weights.value.q, static_cast<int64_t>(heads) * head_dim};
+        list[1] = {weights.value.k, num_kv};
+        list[2] = {weights.value.v, num_kv};
+        return 3;
+    }
+    __device__ __forceinline__ int64_t column(int unit, int i) const {
+        const int first = unit % units_of_head() * kTileRows;
+        return static_cast<int64_t>(unit / units_of_head()) * head_dim + i * (head_dim / 2) + first;
+    }
     __device__ __forceinline__ void store(int unit, int row, int token, const float (&y)[kTiles]) const {
         const auto [role, head, first] = place(unit);
         const int half = head_dim / 2, i = first + row;
@@ -209,6 +221,14 @@ struct InnerMap {
         const MlpWeights w = weights_of(weights);
         return tile_of<T>(GATED && i == 0 ? w.gate : w.up, static_cast<int64_t>(unit) * kTileRows, inner);
     }
+    int factors(Factor (&list)[kMostFactors]) const {
+        list[0] = {GATED ? weights.value.gate : weights.value.up, inner};
+        list[1] = {weights.value.up, inner};
+        return kTiles;
+    }
+    __device__ __forceinline__ int64_t column(int unit, int i) const {
+        return static_cast<int64_t>(i) * inner + unit * kTileRows;
+    }
     __device__ __forceinline__ void store(int unit, int row, int token, const float (&y)[kTiles]) const {
         const int i = unit * kTileRows + row;
         if (i >= inner) return;
@@ -244,9 +264,14 @@ struct OutputsMap {
     }
 };
 
+template <class T, int TILES, bool ADDS>
+std::optional<cudaError_t> by_library(const OutputsMap<T, TILES, ADDS>& map, const LibraryRows& x, const Launch& at) {
+    return outputs_by_library<T>(map.weights, map.columns, map.out, ADDS, x, at);
+}
+
 // --- which kernel ------------------------------------------------------------------------------------------------------
 
-// The choice never shows in a result; the limits are for speed and for the number of kernels of a step.
+// The choice never shows in a result, but that of a library; the limits are for speed and for the number of kernels of a step.
 constexpr int64_t kOneColumn = kColumnTokens;       // rows
 constexpr int64_t kTwoColumns = 2 * kColumnTokens;  // up to here each block norms its rows for itself
 constexpr int64_t kFewRows = 64;
@@ -307,8 +332,12 @@ cudaError_t product(const Narrow& narrow, const Wide& wide, const Operand& x, in
     PlainRows<T, T> typed;
     const cudaError_t error = prepared<T>(x, num_rows, at, typed);
     if (error != cudaSuccess) return error;
-    return num_rows <= kFewRows ? launch_few<T, 4>(wide, typed, num_rows, at)
-                                : launch_many<T>(wide, typed, num_rows, at);
+    if (num_rows <= kFewRows) return launch_few<T, 4>(wide, typed, num_rows, at);
+    if (at.library) {
+        const auto by = by_library<T>(wide, LibraryRows{typed.x, num_rows, typed.columns, typed.pitch}, at);
+        if (by) return *by;
+    }
+    return launch_many<T>(wide, typed, num_rows, at);
 }
 
 template <class T, bool ADDS, class Operand>

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/product_library.h"
 #include "kernels/types.h"
 
 // The decoder's entries but attend, over plain pointers to device memory: they know no torch. Activations are float32; T is
@@ -116,6 +117,10 @@ struct Launch {
     // Programmatic dependent launch: weights may be read while the stream's kernel before this one still runs. For entries
     // behind another one of the same step only, since nothing else promises that it leaves the weights alone.
     bool overlaps_previous = false;
+    // Null: our own kernels for any number of rows. Else it multiplies where there are many, by the weights' own `value`s,
+    // whatever their table says.
+    ProductLibrary* library = nullptr;
+    void* library_scratch = nullptr;  // library_scratch_bytes, as scratch
 };
 
 // The entries for one type of weights.
@@ -130,5 +135,6 @@ extern const Layers kFloat32Layers, kBFloat16Layers, kFloat16Layers;
 
 // For entries of up to `rows` rows and products of up to `widest` columns.
 int64_t scratch_bytes(int64_t rows, int64_t widest, int64_t element_bytes);
+int64_t library_scratch_bytes(int64_t rows, int64_t widest);
 
 }  // namespace demiurgic::cuda

@@ -49,6 +49,16 @@ int64_t power_of_two(int64_t least, int64_t value) {
 
 // ---- graphs -----------------------------------------------------------------------------------------------------------
 
+// A captured step has the address of its workspace in it. So where a larger one is wanted, all graphs go with the old one:
+// those that are used again are captured again, at most once for each growth.
+void StepLoop::make_room_to_work(int64_t rows, int64_t most_blocks) {
+    const int64_t bytes = device_->workspace_bytes(rows, most_blocks);
+    if (bytes <= workspace_.bytes) return;
+    forget();
+    workspace_.memory = device_->device_memory(bytes);
+    workspace_.bytes = bytes;
+}
+
 StepLoop::Graph StepLoop::make_graph(int64_t rows, int64_t most_blocks) {
     Graph graph;
     graph.rows = rows;
@@ -60,7 +70,7 @@ StepLoop::Graph StepLoop::make_graph(int64_t rows, int64_t most_blocks) {
     graph.state.num_results = kNumResults;
     graph.state.results =
         static_cast<StepResult*>(device_->host_memory(kNumResults * rows * static_cast<int64_t>(sizeof(StepResult))));
-    graph.number = device_->capture(graph.state, rows);
+    graph.number = device_->capture(graph.state, rows, workspace_.memory);
     ++num_captures_;
     return graph;
 }
@@ -68,9 +78,9 @@ StepLoop::Graph StepLoop::make_graph(int64_t rows, int64_t most_blocks) {
 // In powers of two, so that there are few.
 StepLoop::Graph& StepLoop::graph_for(int64_t num_rows, int64_t most_blocks) {
     const std::pair shape(power_of_two(1, num_rows), power_of_two(16, most_blocks));
-    auto found = graphs_.find(shape);
-    if (found == graphs_.end()) found = graphs_.emplace(shape, make_graph(shape.first, shape.second)).first;
-    return found->second;
+    if (const auto found = graphs_.find(shape); found != graphs_.end()) return found->second;
+    make_room_to_work(shape.first, shape.second);
+    return graphs_.emplace(shape, make_graph(shape.first, shape.second)).first->second;
 }
 
 void StepLoop::forget() {
@@ -79,6 +89,7 @@ void StepLoop::forget() {
     rows_.clear();
     counts_.clear();
     extras_ = {};
+    workspace_ = {};
     device_->forget();
 }
 

@@ -27,8 +27,11 @@ public:
     virtual void* device_memory(int64_t bytes) = 0;
     virtual void* host_memory(int64_t bytes) = 0;
 
-    // Captures a step of `rows` rows over this state; the number that replay takes.
-    virtual int64_t capture(const StepState& state, int64_t rows) = 0;
+    // Bytes that a step of `rows` rows of up to `most_blocks` blocks works in, beside its state.
+    virtual int64_t workspace_bytes(int64_t rows, int64_t most_blocks) = 0;
+
+    // Captures a step of `rows` rows over this state, which works in `workspace`; the number that replay takes.
+    virtual int64_t capture(const StepState& state, int64_t rows, void* workspace) = 0;
 
     // Lets captured graphs and memory go. Nothing is in flight.
     virtual void forget() = 0;
@@ -97,6 +100,7 @@ private:
     };
 
     Graph& graph_for(int64_t num_rows, int64_t most_blocks);
+    void make_room_to_work(int64_t rows, int64_t most_blocks);
     Graph make_graph(int64_t rows, int64_t most_blocks);
     template <class Value>
     Value* in_image(const Value* on_device) const;
@@ -110,6 +114,12 @@ private:
     std::map<std::pair<int64_t, int64_t>, Graph> graphs_;  // by rows and blocks
     Graph* graph_ = nullptr;                               // of the rows that were taken up last
     std::vector<Row> rows_;
+
+    // What all captured steps work in, one at a time.
+    struct Workspace {
+        void* memory = nullptr;
+        int64_t bytes = 0;
+    } workspace_;
 
     // Edits of the rows, and tokens to be counted.
     struct Extras {

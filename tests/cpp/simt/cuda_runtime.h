@@ -253,7 +253,13 @@ inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
 }
 
 // --- launches ----------------------------------------------------------------------------------------------------------
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorInvalidConfiguration = 9,
+    cudaErrorLaunchFailure = 719
+};
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }  // a launch's own result tells
 inline const char* cudaGetErrorString(cudaError_t error) {
     return error == cudaSuccess ? "no error" : "invalid argument or configuration";
