@@ -181,7 +181,7 @@ def transfers(calls: list[Call]) -> list[Call]:
 
 def is_waited_for(transfer: Call) -> bool:
     """Whether the host waits for one of `transfers`, and so for all that the device was asked to do before."""
-    names = re.findall(r"(\w+)(?:=[^,)]*)?[,)]", transfer.schema.split("->")[0])
+    names = [argument.name for argument in torch._C.parse_schema(transfer.schema).arguments]
     return not dict(zip(names, transfer.arguments, strict=True))["non_blocking"]
 
 
