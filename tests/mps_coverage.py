@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import torchgen
 import yaml
 from torch.profiler import ExecutionTraceObserver

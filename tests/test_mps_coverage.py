@@ -297,8 +297,8 @@ def test_steps_ahead_wait_for_nothing(options, monkeypatch):
     num_steps = engine.counters()["num_steps"] - 1
     assert finish(call) == ["length"] * 2
     assert not waits(calls, TABLE)
-    # For each step its batch, its options and its results; where a run of steps begins, which the recorder makes too slow to
-    # be long, the tokens that there are.
+    # For each step its batch, its options and its results; where a run of steps begins, the tokens that there are. The
+    # recorder makes runs short.
     copies = transfers(calls)
     assert 3 * num_steps < len(copies) <= 5 * num_steps
     assert not any(is_waited_for(copy) for copy in copies)

@@ -72,6 +72,19 @@ def test_every_option_has_the_result_of_simple_steps(name, kernels, monkeypatch)
 
 
 @pytest.mark.parametrize(
+    "device", [pytest.param("cuda", marks=pytest.mark.cuda), pytest.param("mps", marks=pytest.mark.mps)]
+)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_devices_run_ahead_with_the_result_of_simple_steps(name, device, monkeypatch):
+    model = tiny_model().to(device)
+    found, counters = run(model, PROMPTS, **OPTIONS[name])
+    monkeypatch.setenv("DEMIURGIC_STEPS", "simple")
+    expected, _ = run(model, PROMPTS, **OPTIONS[name])
+    check_same(found, expected, tolerance=1e-4)
+    assert (counters["num_steps_ahead"] > 3) == (name not in ALONE)
+
+
+@pytest.mark.parametrize(
     "limits",
     [
         {"max_running": 2},
@@ -176,7 +189,6 @@ def test_cancelled_while_steps_run_ahead(ahead):
     num_cut_short = 0
     for _ in range(5):
         with Generation(model, PROMPTS[:2], config=config, interruptible=False) as generation:
-
             done = threading.Event()
 
             def cancel(call=generation._call, engine=generation._engine, done=done):
