@@ -1,19 +1,12 @@
 #include "batch.h"
 
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
-#include <cstring>
+
+#include "kernels/transfer.h"
 
 namespace demiurgic {
 
 namespace {
-
-at::Tensor tensor_of(const std::vector<int64_t>& values) {
-    at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())}, at::TensorOptions().dtype(at::kLong));
-    std::memcpy(tensor.data_ptr(), values.data(), values.size() * sizeof(int64_t));
-    return tensor;
-}
 
 // Of the first `count` blocks.
 std::vector<BlockRun> runs_of(const std::vector<int32_t>& blocks, int64_t count) {
@@ -27,7 +20,7 @@ std::vector<BlockRun> runs_of(const std::vector<int32_t>& blocks, int64_t count)
 
 }  // namespace
 
-Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device device) {
+Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device device, bool non_blocking) {
     std::vector<int64_t> token_ids, position_ids, slot_ids, sampled_from, followed, scored_ids;
     size_t most_blocks = 1;
     for (const auto& [sequence, start, count, drafts] : work) {
@@ -64,7 +57,8 @@ Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device devic
         all.insert(all.end(), blocks.begin(), blocks.end());
         all.resize(all.size() + most_blocks - blocks.size(), 0);
     }
-    const at::Tensor packed = tensor_of(all).to(device);
+    on_host = tensor_of(all, at::kLong);
+    const at::Tensor packed = on_host.to(device, non_blocking);
     int64_t first = 0;
     const auto next = [&](size_t count) {
         const int64_t begin = first;

@@ -21,7 +21,8 @@ struct SampledRow {
 // of logits: those of the G sequences that get a new token, one and one more for each draft; then T, one for each token that
 // is scored.
 struct Batch {
-    Batch(const std::vector<Work>& work, int64_t block_size, at::Device device);
+    // With `non_blocking` it may still be on its way to the device: `on_host` must be kept until something has waited.
+    Batch(const std::vector<Work>& work, int64_t block_size, at::Device device, bool non_blocking = false);
 
     std::vector<BatchRow> rows;                     // S
     std::vector<SampledRow> sampled;                // G
@@ -32,6 +33,7 @@ struct Batch {
     at::Tensor logit_rows;                          // [R] int64, where in N the tokens stand whose logits are wanted
     bool all_logits = false;                        // those of all tokens are, in their order
     at::Tensor scored_tokens;                       // [T] int64
+    at::Tensor on_host;                             // all of these, where they were copied from
     std::vector<std::vector<BlockRun>> block_runs;  // S: the blocks up to the last position of each row
     // Whose those are, in this order: positions from which the next token is scored.
     std::vector<std::pair<Sequence*, Sequence::Span>> scored;

@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <string_view>
 
-// How much memory key/value caches may take, in plain numbers.
+// How much memory key/value caches may take, in plain numbers, and what to do where it cannot be had.
 namespace demiurgic {
 
 // Most bytes of caches where `free` can still be had: nine tenths. The rest is for the tensors of a step and for whoever
@@ -22,6 +23,15 @@ inline int64_t cache_budget(int64_t free, bool on_gpu) {
 inline std::optional<int64_t> fewer_blocks(int64_t tried, int64_t held, int64_t least) {
     if (tried <= std::max(held, least)) return std::nullopt;
     return std::max(least, held + (tried - held) / 2);
+}
+
+// Whether an error of torch's says so. Only CUDA's allocator throws a type of its own; MPS has two sentences, the second for a
+// tensor that is larger than what Metal gives in one piece.
+inline bool says_out_of_memory(std::string_view message) {
+    for (const std::string_view words : {"out of memory", "Invalid buffer size", "can't allocate memory"}) {
+        if (message.find(words) != std::string_view::npos) return true;
+    }
+    return false;
 }
 
 }  // namespace demiurgic

@@ -73,7 +73,8 @@ Engine::Engine(Weights weights, std::optional<int64_t> cache_bytes, int64_t max_
       drafter_(max_step_tokens),
       loop_(make_loop()) {}
 
-// DEMIURGIC_STEPS=ahead runs steps ahead on any device, for tests; =simple on none.
+// A device that works on its own runs steps ahead: by a loop of its own, or by the entries of the table. DEMIURGIC_STEPS=ahead
+// lets the CPU do so too, for tests; =simple none.
 std::unique_ptr<DecodeLoop> Engine::make_loop() {
     const char* choice = std::getenv("DEMIURGIC_STEPS");
     const std::string steps = choice ? choice : "";
@@ -81,11 +82,9 @@ std::unique_ptr<DecodeLoop> Engine::make_loop() {
         throw std::invalid_argument("DEMIURGIC_STEPS is '" + steps +
                                     "', but must be 'ahead' or 'simple', or not be set.");
     }
-    if (steps == "ahead") {
-        return std::make_unique<LateLoop>(kernels_, decoder_, cache_, kBlockSize, weights_.device());
-    }
-    if (!kernels_.decode_loop || steps == "simple") return nullptr;
-    return kernels_.decode_loop(decoder_.loop_model(cache_, kBlockSize));
+    if (steps == "simple" || (steps.empty() && weights_.device().is_cpu())) return nullptr;
+    if (steps.empty() && kernels_.decode_loop) return kernels_.decode_loop(decoder_.loop_model(cache_, kBlockSize));
+    return std::make_unique<LateLoop>(decoder_, cache_, kBlockSize, weights_.config().vocab_size, home_.stream());
 }
 
 bool Engine::serves(const Weights& weights, std::optional<int64_t> cache_bytes, int64_t max_step_tokens,
@@ -447,16 +446,25 @@ void Engine::grow_cache_to(double wanted, const Call* added) {
     share_cache_left(added);
 }
 
+namespace {
+
+bool is_out_of_memory(const c10::Error& error) {
+    return dynamic_cast<const c10::OutOfMemoryError*>(&error) || says_out_of_memory(error.what_without_backtrace());
+}
+
+}  // namespace
+
 // Free memory may lie in pieces, or be another's by now. Rows wait for one another where there are fewer blocks.
 void Engine::grow_blocks(int64_t capacity, int64_t least) {
     for (std::optional<int64_t> next = capacity; next;) {
         try {
             return cache_.grow(*next);
-        } catch (const c10::OutOfMemoryError&) {
+        } catch (const c10::Error& error) {
+            if (!is_out_of_memory(error)) throw;
             next = fewer_blocks(*next, cache_.num_blocks(), least);
+            if (cache_.num_blocks() == 0) cache_.clear();  // of the tensors that could be had
         }
     }
-    if (cache_.num_blocks() == 0) cache_.clear();  // of the tensors that could be had
     const double block_bytes = static_cast<double>(cache_.block_bytes());
     throw NoRoom("The longest row needs " + megabytes(static_cast<double>(least) * block_bytes) +
                  " of key/value cache, and " + weights_.device().str() + " did not give it, though " +

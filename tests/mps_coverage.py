@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import torchgen
 import yaml
 from torch.profiler import ExecutionTraceObserver
@@ -58,6 +59,7 @@ class Call:
     schema: str
     inputs: list[Tensor]
     outputs: list[Tensor]
+    arguments: list[Any]  # as the recorder writes them, in the order of the schema
     children: list[Call] = field(default_factory=list)
 
     @property
@@ -102,7 +104,8 @@ def call_of(node: dict[str, Any]) -> Call | None:
     if not schema:
         return None
     name = schema.split("(")[0].removeprefix("aten::")
-    return Call(name, schema, list(tensors(node["inputs"])), list(tensors(node["outputs"])))
+    inputs = node["inputs"]
+    return Call(name, schema, list(tensors(inputs)), list(tensors(node["outputs"])), inputs["values"])
 
 
 def tensors(arguments: dict[str, list[Any]]) -> Iterator[Tensor]:
@@ -175,6 +178,12 @@ def lacking_dtypes(call: Call) -> set[str]:
 def transfers(calls: list[Call]) -> list[Call]:
     """Copies from the host or to it, as C++ asks for them: `tensor.to(device)`, which is free on the CPU."""
     return [call for call in calls if call.name == "to.dtype_layout"]
+
+
+def is_waited_for(transfer: Call) -> bool:
+    """Whether the host waits for one of `transfers`, and so for all that the device was asked to do before."""
+    names = [argument.name for argument in torch._C.parse_schema(transfer.schema).arguments]
+    return not dict(zip(names, transfer.arguments, strict=True))["non_blocking"]
 
 
 def waits(calls: list[Call], table: KernelTable) -> list[str]:

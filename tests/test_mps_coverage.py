@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from models import fixed_logits_model, tiny_model
-from mps_coverage import Call, KernelTable, names, problems, record, transfers, waits
+from mps_coverage import Call, KernelTable, is_waited_for, names, problems, record, transfers, waits
 
 from demiurgic import _C, DemiurgicForCausalLM, GenerationConfig
 from demiurgic.live_weights import live_weights
@@ -61,7 +61,7 @@ OPERATIONS = {
     # rows to numbers; cumsum and sort of short rows only
     "amax", "amin", "any.dim", "cumsum", "mean.dim", "softmax.int", "sort.stable", "sum.dim_IntList", "topk",
     # elements to other places
-    "cat", "clone", "copy_", "gather", "index_put_", "index_select", "scatter_.src",
+    "cat", "clone", "copy_", "gather", "index_put_", "index_select", "scatter_.src", "scatter_add_",
     # new tensors
     "arange", "empty.memory_format", "empty_like", "full_like", "zeros", "zeros_like", "fill_.Scalar",
     # between dtypes; between the host and the device
@@ -80,7 +80,7 @@ def request(prompts: list[list[int]], hooks: _C.Hooks | None = None, **options: 
     config = GenerationConfig(**({"eos_token_id": []} | options))
     seeds = list(range(len(prompts) * config.num_return_sequences))
     letters = _C.TokenBytes(["a"] * 97, [], "raw") if config.stop else None
-    wanted = {"max_running": 8, "want_logprobs": True, "token_bytes": letters, "hooks": hooks}
+    wanted = {"max_running": 8, "want_logprobs": True, "token_bytes": letters, "hooks": hooks, "interruptible": False}
     return _C.Request(prompts=prompts, config=config, seeds=seeds, **wanted)
 
 
@@ -98,6 +98,15 @@ def all_options(engine: _C.Engine) -> None:
 
 def three_tokens(engine: _C.Engine) -> None:
     assert finish(engine.add(request(PROMPTS, max_new_tokens=3))) == ["length"] * 2
+
+
+PLAIN = {"repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": 0.1, "bad_token_ids": [3]}
+
+
+def ahead(engine: _C.Engine) -> None:
+    """Steps that the device could make one after the other, with all that it has to know for it."""
+    calls = [request(PROMPTS, max_new_tokens=4, **PLAIN), request([[1]], max_new_tokens=3, typical_p=0.5)]
+    assert finish(*[engine.add(call) for call in calls]) == ["length"] * 3
 
 
 def hooked(engine: _C.Engine) -> None:
@@ -168,6 +177,7 @@ RECORDED: dict[str, tuple[Callable[[], DemiurgicForCausalLM], int | None, Callab
     ),
     "bfloat16, gated, norms in float32": (lambda: mixed(tiny_model(**BIASED)), None, three_tokens),
     "float16, silu": (lambda: tiny_model(activation_function="silu").to(torch.float16), None, three_tokens),
+    "steps ahead": (tiny_model, None, ahead),
     "hooks": (tiny_model, None, hooked),
     "preempted": (tiny_model, CACHE_OF_4_BLOCKS, preempted),
     "scored": (tiny_model, None, scored),
@@ -185,6 +195,7 @@ def recorded() -> dict[str, list[Call]]:
         calls = {}
         for name, (model, cache_bytes, run) in RECORDED.items():
             keeps = run is kept_prefixes
+            environment.setenv("DEMIURGIC_STEPS", "ahead" if run is ahead else "simple")
             engine = _C.Engine(live_weights(model()), cache_bytes, 16, keeps)  # prompts go in chunks of 16
             calls[name] = record(lambda engine=engine, run=run: run(engine))
         return calls
@@ -273,6 +284,29 @@ def test_a_step_waits_for_the_device_once(step):
     # come back together.
     assert len(transfers(step)) == 3
     assert not waits(step, TABLE)
+
+
+@pytest.mark.parametrize("options", [{}, PLAIN, {"do_sample": False}], ids=str)
+def test_steps_ahead_wait_for_nothing(options, monkeypatch):
+    monkeypatch.setenv("DEMIURGIC_KERNELS", "reference")
+    monkeypatch.setenv("DEMIURGIC_STEPS", "ahead")
+    engine = _C.Engine(live_weights(tiny_model()), None, 512, False)
+    call = engine.add(request(PROMPTS, max_new_tokens=5, **options))
+    call.advance()  # the prompts
+    calls = record(call.advance)
+    num_steps = engine.counters()["num_steps"] - 1
+    assert finish(call) == ["length"] * 2
+    assert not waits(calls, TABLE)
+    # For each step its batch, its options and its results; where a run of steps begins, the tokens that there are. The
+    # recorder makes runs short.
+    copies = transfers(calls)
+    assert 3 * num_steps < len(copies) <= 5 * num_steps
+    assert not any(is_waited_for(copy) for copy in copies)
+
+
+def test_a_planted_copy_that_is_waited_for_is_found():
+    waited, not_waited = transfers(record(lambda: (x.to("cpu"), x.to("cpu", non_blocking=True))))
+    assert is_waited_for(waited) and not is_waited_for(not_waited)
 
 
 @pytest.mark.parametrize("run", [lambda: x.sum().item(), lambda: x[x > 0.5], lambda: bool(x[0]), lambda: x.cpu()])

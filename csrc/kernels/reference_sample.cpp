@@ -1,7 +1,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/amax.h>
 #include <ATen/ops/cumsum.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/floor.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/sum.h>
@@ -11,7 +10,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <limits>
 
 #include "kernels/arithmetic.h"
@@ -74,13 +72,6 @@ struct Distribution {
     at::Tensor total;         // [R, 1] int64
     at::Tensor scale;         // [R, 1] the sum of exponentials
 };
-
-template <class T>
-at::Tensor tensor_of(const std::vector<T>& values, at::ScalarType dtype) {
-    at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())}, at::TensorOptions().dtype(dtype));
-    std::memcpy(tensor.data_ptr(), values.data(), values.size() * sizeof(T));
-    return tensor;
-}
 
 // The same member of every row, as a tensor [R].
 template <class Get>
@@ -320,6 +311,42 @@ std::vector<at::Tensor*> together(std::initializer_list<std::vector<at::Tensor*>
 
 at::Tensor is_not_finite(const at::Tensor& logits) { return logits.isnan().logical_or(logits == kInfinity).any(-1); }
 
+// What is chosen and what is told of it, on the device.
+struct Choice {
+    Drawn drawn;
+    Told raw, processed;
+};
+
+Choice choose(const at::Tensor& model_logits, const std::vector<SampleRow>& rows, bool want_logprobs,
+              const Reports& reports, const TokenCounts& counts) {
+    Choice choice;
+    auto& [token, logprob, processed_logprob, on_host] = choice.drawn;
+    Options options(rows, model_logits.size(1));
+    Edits edits(rows, model_logits.size(1));
+    on_host = move_together(together({options.all(), edits.all()}), model_logits.device(), /*non_blocking=*/true);
+    at::Tensor logits = counts.penalise(edits.index.defined() ? edits.apply(model_logits) : model_logits);
+    const at::Tensor nothing_allowed = at::amax(logits, -1) == -kInfinity;
+    token = most_likely(logits);
+    if (options.any_sampled) logits = logits / options.temperature.unsqueeze(-1);
+    const at::Tensor overflow = at::amax(logits, -1).abs() == kInfinity;
+    if (options.any_sampled) logits = filter(logits, options);
+    if (options.any_sampled || want_logprobs || reports.any_processed) {
+        const Distribution processed(logits);
+        if (options.any_sampled) token = at::where(options.greedy, token, draw(processed, options.random));
+        if (want_logprobs) processed_logprob = processed.log_probability(token);
+        if (reports.any_processed) choice.processed = Told(logits, processed, reports.processed);
+    }
+    if (want_logprobs || reports.any_raw) {
+        const Distribution raw(model_logits);
+        if (want_logprobs) logprob = raw.log_probability(token);
+        if (reports.any_raw) choice.raw = Told(model_logits, raw, reports.raw);
+    }
+    token = at::where(overflow, at::full_like(token, kOverflow), token);
+    token = at::where(nothing_allowed, at::full_like(token, kNothingAllowed), token);
+    token = at::where(is_not_finite(model_logits), at::full_like(token, kNotFinite), token);
+    return choice;
+}
+
 // Most logits at a time in reference_log_probability, whose intermediate tensors are several times as large. Rows are
 // independent of each other, so it changes no bit.
 constexpr int64_t kMostLogits = int64_t{1} << 20;
@@ -343,37 +370,19 @@ void reference_log_probability(Context&, const LogProbabilityArgs& args) {
     }
 }
 
+Drawn draw_on_device(const at::Tensor& logits, const std::vector<SampleRow>& rows, bool want_logprobs,
+                     const TokenCounts& counts) {
+    return choose(logits, rows, want_logprobs, Reports(rows), counts).drawn;
+}
+
 void reference_sample(Context&, const SampleArgs& args) {
-    Options options(args.rows, args.logits.size(1));
-    Edits edits(args.rows, args.logits.size(1));
-    const at::Tensor on_host =  // kept until the results are read
-        move_together(together({options.all(), edits.all()}), args.logits.device(), /*non_blocking=*/true);
-    at::Tensor logits = edits.index.defined() ? edits.apply(args.logits) : args.logits;
-    const at::Tensor nothing_allowed = at::amax(logits, -1) == -kInfinity;
-    at::Tensor token = most_likely(logits);
-    if (options.any_sampled) logits = logits / options.temperature.unsqueeze(-1);
-    const at::Tensor overflow = at::amax(logits, -1).abs() == kInfinity;
-    if (options.any_sampled) logits = filter(logits, options);
-    at::Tensor logprob, processed_logprob;
     const Reports reports(args.rows);
-    Told told_raw, told_processed;
-    if (options.any_sampled || args.want_logprobs || reports.any_processed) {
-        const Distribution processed(logits);
-        if (options.any_sampled) token = at::where(options.greedy, token, draw(processed, options.random));
-        if (args.want_logprobs) processed_logprob = processed.log_probability(token);
-        if (reports.any_processed) told_processed = Told(logits, processed, reports.processed);
-    }
-    if (args.want_logprobs || reports.any_raw) {
-        const Distribution raw(args.logits);
-        if (args.want_logprobs) logprob = raw.log_probability(token);
-        if (reports.any_raw) told_raw = Told(args.logits, raw, reports.raw);
-    }
-    token = at::where(overflow, at::full_like(token, kOverflow), token);
-    token = at::where(nothing_allowed, at::full_like(token, kNothingAllowed), token);
-    token = at::where(is_not_finite(args.logits), at::full_like(token, kNotFinite), token);
-    move_together(together({{&token, &logprob, &processed_logprob}, told_raw.all(), told_processed.all()}), at::kCPU);
-    told_raw.write(reports.raw);
-    told_processed.write(reports.processed);
+    Choice choice = choose(args.logits, args.rows, args.want_logprobs, reports, TokenCounts());
+    auto& [token, logprob, processed_logprob, on_host] = choice.drawn;
+    move_together(together({{&token, &logprob, &processed_logprob}, choice.raw.all(), choice.processed.all()}),
+                  at::kCPU);
+    choice.raw.write(reports.raw);
+    choice.processed.write(reports.processed);
     for (size_t row = 0; row < args.rows.size(); ++row) {
         args.samples[row] = {token.const_data_ptr<int64_t>()[row], 0, 0, args.rows[row].raw, args.rows[row].processed};
         if (!args.want_logprobs) continue;

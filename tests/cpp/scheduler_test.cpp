@@ -466,6 +466,23 @@ void a_share_of_memory_is_left() {
     check(cache_budget(-5, true) == 0 && cache_budget(-5, false) == 0, "of nothing nothing");
 }
 
+// In torch's words.
+void errors_of_memory_are_told_from_others() {
+    const std::vector<std::string> missing = {
+        "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "MPS backend out of memory (MPS allocated: 9.06 GiB, max allowed: 9.07 GiB). Tried to allocate 1.00 GiB.",
+        "Invalid buffer size: 14.90 GiB",
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
+    };
+    const std::vector<std::string> others = {
+        "",
+        "The size of tensor a (3) must match the size of tensor b (4) at non-singleton dimension 0",
+        "Placeholder storage has not been allocated on MPS device!",
+    };
+    for (const std::string& message : missing) check(says_out_of_memory(message), message);
+    for (const std::string& message : others) check(!says_out_of_memory(message), message);
+}
+
 // However much is wanted, tries end, at `least` where nothing more can be had, and never below what is there.
 void fewer_blocks_are_tried() {
     for (const int64_t held : {0, 1, 7, 100}) {
@@ -507,6 +524,7 @@ int main(int argc, char** argv) {
             {"a call is cancelled by another thread", a_call_is_cancelled_by_another_thread},
             {"what does not fit is refused", what_does_not_fit_is_refused},
             {"a share of memory is left", a_share_of_memory_is_left},
+            {"errors of memory are told from others", errors_of_memory_are_told_from_others},
             {"fewer blocks are tried", fewer_blocks_are_tried},
         },
         argc > 1 ? argv[1] : nullptr);
