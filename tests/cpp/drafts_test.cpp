@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -158,8 +159,9 @@ void Machine::Run::step(int64_t end) {
         const DraftBudget::Reading all{0, 0};
         readings.push_back(machine.draws > 0 ? budget.reading(row.read, row.size, left, step, costs) : all);
         wanted.push_back({{}, readings.back().seconds, left});
+        double chance = 1;
         for (int64_t k = 1; k <= std::min(most_drafts, left - 1); ++k) {
-            wanted.back().chances.push_back(std::pow(row.belief, static_cast<double>(k)));
+            wanted.back().chances.push_back(chance *= row.belief);
         }
     }
     const std::vector<int64_t> lengths = budget.lengths(wanted, step, costs);
@@ -237,7 +239,7 @@ void check_useless(double slope, double draws, double supposed, int64_t num_rows
     const Machine machine{slope, draws, /*chance=*/0, DraftBudget::kHope, num_rows, /*prompt=*/0, supposed};
     for (const int64_t prompt : {1, 16, 64, 200, 1000}) {
         for (const int64_t num_new : {20, 50, 100, 200, 1000}) {
-            for (const int64_t most_new : {num_new, int64_t{1000}}) {
+            for (const int64_t most_new : std::set<int64_t>{num_new, 1000}) {
                 Machine one = machine;
                 one.prompt = prompt;
                 const Machine::Outcome outcome = one.run(num_new, most_new);

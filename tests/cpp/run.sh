@@ -16,7 +16,7 @@ build() { # CMAKE_OPTIONS
     cmake --build "$build" -j "$jobs"
 }
 run() { # CTEST_OPTIONS
-    ctest "$@" --test-dir "$build" --verbose --no-tests=error
+    ctest "$@" --test-dir "$build" -j "$jobs" --verbose --no-tests=error
 }
 
 case $mode in

@@ -1,6 +1,8 @@
+#undef _FORTIFY_SOURCE  // its longjmp takes a jump to another stack for a fault
 #include "simt.h"
 
 #include <cuda_runtime.h>
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstring>
@@ -23,8 +25,11 @@ constexpr size_t kStackBytes = 256 << 10;
 
 enum class State { ready, at_warp, at_block, done };
 
+// Fibers start by setcontext and change places by longjmp: swapcontext asks the system for the signal mask every time.
 struct Fiber {
-    ucontext_t context;
+    ucontext_t start;
+    bool started = false;
+    jmp_buf left;  // where it yielded
     std::unique_ptr<char[]> stack;
     uint3 index;
     State state;
@@ -40,7 +45,7 @@ struct FreeAligned {
     void operator()(void* memory) const { operator delete(memory, std::align_val_t{16}); }
 };
 
-ucontext_t scheduler;
+jmp_buf scheduler;
 std::vector<std::unique_ptr<Fiber>> fibers;  // kept from block to block; those of a kernel that failed are not
 const std::function<void()>* thread_function;
 std::exception_ptr thrown;
@@ -65,14 +70,17 @@ void resume(unsigned number) {
     threadIdx = current->index;
     void* own = nullptr;
     leave_for(&own, current->stack.get(), kStackBytes);
-    swapcontext(&scheduler, &current->context);
+    if (_setjmp(scheduler) == 0) {
+        if (std::exchange(current->started, true)) _longjmp(current->left, 1);
+        setcontext(&current->start);
+    }
     arrived(own, nullptr, nullptr);
 }
 
 void yield() {
     void* own = nullptr;
     leave_for(&own, scheduler_stack, scheduler_stack_bytes);
-    swapcontext(&current->context, &scheduler);
+    if (_setjmp(current->left) == 0) _longjmp(scheduler, 1);
     arrived(own, &scheduler_stack, &scheduler_stack_bytes);
 }
 
@@ -93,11 +101,11 @@ void live() {
 std::unique_ptr<Fiber> new_fiber() {
     auto fiber = std::make_unique<Fiber>();
     fiber->stack.reset(new char[kStackBytes]);
-    getcontext(&fiber->context);
-    fiber->context.uc_stack.ss_sp = fiber->stack.get();
-    fiber->context.uc_stack.ss_size = kStackBytes;
-    fiber->context.uc_link = nullptr;
-    makecontext(&fiber->context, live, 0);
+    getcontext(&fiber->start);
+    fiber->start.uc_stack.ss_sp = fiber->stack.get();
+    fiber->start.uc_stack.ss_size = kStackBytes;
+    fiber->start.uc_link = nullptr;
+    makecontext(&fiber->start, live, 0);
     return fiber;
 }
 
