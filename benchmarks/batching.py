@@ -9,9 +9,9 @@ most `--running` calls are under way at a time, and when one ends the next begin
     ideal = (seconds to read all prompts) + (output tokens after each call's first) * (seconds of a token at full batch)
 
 where all prompts are read in one call that gives one token each, and a token at full batch is a step of `--running`
-equal rows over their number, their prompts as long as the average row is halfway through its output. Both are measured
-in the same rounds as the total. So the ideal is the sum of the work with never an idle place in the batch: no last rows
-that run alone, no waiting.
+equal rows over their number, their prompts as long as the average row is halfway through its output; only steps count
+that compute one token of each and nothing else. Both are measured in the same rounds as the total. So the ideal is the
+sum of the work with never an idle place in the batch: no last rows that run alone, no waiting.
 
 **A shared prompt.** num_return_sequences copies of a prompt of 1,000 tokens, one new token each, beside the prompt
 alone; the engine's counters tell how many tokens were computed: the prompt once, and its last token for each further
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,7 +34,7 @@ from sizes import DTYPES, FIRST_WORD, SIZES, random_model, random_prompts
 
 import demiurgic
 from demiurgic import DemiurgicForCausalLM, GenerationConfig
-from demiurgic.engine import Generation
+from demiurgic.engine import DEFAULT_STEP_TOKENS, Generation
 
 PROMPT_TOKENS, OUTPUT_TOKENS = (10, 500), (10, 200)  # least and most of a request
 STEPS = 16  # of which the time of a token at full batch is measured
@@ -84,16 +85,15 @@ def uneven(model: DemiurgicForCausalLM, requests: list[Request], running: int, r
     mean_output = sum(new for _, new in requests) / len(requests)
     length = max(1, round(mean_prompt + mean_output / 2 - STEPS / 2))
     full = random_prompts(model.config.vocab_size, running, length, seed=1)
+    steps: list[float] = []
     seconds = rounds_of(
         {
             "total": lambda: serve(model, requests, running),
             "prompts": lambda: demiurgic.generate(model, [p for p, _ in requests], generation_config=greedy(1)),
-            "full first": lambda: demiurgic.generate(model, full, generation_config=greedy(1)),
-            "full whole": lambda: demiurgic.generate(model, full, generation_config=greedy(1 + STEPS)),
+            "full batch": lambda: steps.extend(full_batch_steps(model, full)),
         },
         rounds,
     )
-    steps = [(b - a) / STEPS for a, b in zip(seconds["full first"], seconds["full whole"], strict=True)]
     total, prompts, step = summary(seconds["total"]), summary(seconds["prompts"]), summary(steps)
     output_tokens = sum(new for _, new in requests)
     ideal = prompts["median"] + (output_tokens - len(requests)) * step["median"] / running
@@ -110,6 +110,25 @@ def uneven(model: DemiurgicForCausalLM, requests: list[Request], running: int, r
         "times_ideal": total["median"] / ideal,
         "tokens_per_second": output_tokens / total["median"],
     }
+
+
+def full_batch_steps(model: DemiurgicForCausalLM, prompts: list[list[int]]) -> list[float]:
+    """Seconds of the steps that compute one token of each row and nothing else."""
+    steps_to_read = 1 + sum(map(len, prompts)) // DEFAULT_STEP_TOKENS  # meanwhile the first rows go on
+    seconds = []
+    with Generation(model, prompts, config=greedy(1 + steps_to_read + STEPS)) as call:
+        more, computed = True, 0
+        while more:
+            start = time.perf_counter()
+            more = call.advance()
+            elapsed, before, computed = (
+                time.perf_counter() - start,
+                computed,
+                call._engine.counters()["num_computed_tokens"],
+            )
+            if computed - before == len(prompts):
+                seconds.append(elapsed)
+    return seconds
 
 
 def serve(model: DemiurgicForCausalLM, requests: list[Request], running: int) -> None:

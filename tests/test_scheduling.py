@@ -209,3 +209,14 @@ def test_a_short_row_does_not_overtake_a_long_one_that_waits_for_blocks():
     assert caller.generation.tokens(1) != []
     caller.finish()
     caller.check()
+
+
+def test_a_cache_that_grows_call_by_call_is_copied_a_few_times():
+    model, calls, sizes = tiny_model(), [], []
+    for _ in range(60):
+        calls.append(Generation(model, [1] * 40, config=GenerationConfig(max_new_tokens=40, do_sample=False)))
+        sizes.append(calls[-1]._engine.counters()["cache_bytes"])
+    assert len(set(sizes)) <= 12  # 60 times one call's: 1.5 ** 11 or less
+    assert sizes[-1] <= 1.5 * 60 * sizes[0]
+    for call in calls:
+        call.cancel()
