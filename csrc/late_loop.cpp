@@ -24,9 +24,8 @@ void LateLoop::begin(const std::vector<LoopRow>& rows) {
     }
     live_.resize(rows.size());
     std::iota(live_.begin(), live_.end(), size_t{0});
-    at::Tensor tokens = tensor_of(last, at::kLong);
-    kept_.push_back(move_together({&tokens}, stream_.device(), /*non_blocking=*/true));
-    tokens_ = tokens;
+    tokens_ = tensor_of(last, at::kLong);
+    kept_.push_back(move_together({&tokens_}, stream_.device(), /*non_blocking=*/true));
     counts_ = TokenCounts(rows, vocab_, stream_.device(), kept_);
 }
 
@@ -132,6 +131,7 @@ void LateLoop::drop() {
     try {
         tokens_.to(at::kCPU);  // comes after all that was asked for
     } catch (const std::exception&) {
+        tokens_ = at::Tensor();  // gone with the device
     }
     flights_.clear();
     kept_.clear();
