@@ -1,5 +1,7 @@
 #include "draft_model.h"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 
 #include "stopwatch.h"
@@ -25,6 +27,17 @@ void DraftModel::resize(int64_t num_blocks) {
         cache_ = KVCache(*weights_, blocks_.block_size(), kernels_.cache_layout);
     }
     most_blocks_ = num_blocks;
+}
+
+// No memory is no reason to end a call, whose result needs no drafts: then there are fewer.
+void DraftModel::grow_cache() {
+    try {
+        cache_.grow(most_blocks_);
+    } catch (const c10::Error&) {
+        most_blocks_ = cache_.num_blocks();
+        if (most_blocks_ == 0) cache_.clear();  // of the tensors that could be had
+    }
+    blocks_.grow(most_blocks_);
 }
 
 std::vector<double> DraftModel::chances(const Sequence& sequence, int64_t most) const {
@@ -95,8 +108,7 @@ DraftModel::Step DraftModel::plan(std::vector<Wanted>& wanted) {
 }
 
 void DraftModel::draw(const std::vector<Wanted>& all, const Poll& poll) {
-    cache_.grow(most_blocks_);
-    blocks_.grow(most_blocks_);
+    grow_cache();
     std::vector<Wanted> wanted = all;
     for (const Wanted& row : wanted) follow(*row.work->sequence, row.first);
     for (Step step = plan(wanted); !step.work.empty(); step = plan(wanted)) run(step, poll);

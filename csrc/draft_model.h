@@ -68,6 +68,7 @@ private:
         std::vector<Work*> targets;
     };
 
+    void grow_cache();
     static int64_t num_same(const Follower& follower, const Sequence& sequence);
     void follow(const Sequence& sequence, int64_t first);
     Step plan(std::vector<Wanted>& wanted);

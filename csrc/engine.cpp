@@ -33,6 +33,10 @@ std::string megabytes(double bytes) {
     return out.str();
 }
 
+bool is_out_of_memory(const c10::Error& error) {
+    return dynamic_cast<const c10::OutOfMemoryError*>(&error) || says_out_of_memory(error.what_without_backtrace());
+}
+
 }  // namespace
 
 // The mark that a thread is stepping; whatever happens, it is taken back under the lock and the others are woken.
@@ -445,14 +449,6 @@ void Engine::grow_cache_to(double wanted, const Call* added) {
     blocks_.grow(cache_.num_blocks());
     share_cache_left(added);
 }
-
-namespace {
-
-bool is_out_of_memory(const c10::Error& error) {
-    return dynamic_cast<const c10::OutOfMemoryError*>(&error) || says_out_of_memory(error.what_without_backtrace());
-}
-
-}  // namespace
 
 // Free memory may lie in pieces, or be another's by now. Rows wait for one another where there are fewer blocks.
 void Engine::grow_blocks(int64_t capacity, int64_t least) {

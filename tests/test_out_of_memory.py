@@ -36,6 +36,23 @@ except RuntimeError as error:
 assert torch.equal(generate(model, [[1, 2], [3]] * 20, max_new_tokens=8, **options), expected)
 """
 
+NO_DRAFTS = """
+from demiurgic.engine import Generation
+from demiurgic import GenerationConfig
+
+draft = tiny_model(attention_head_dim=1024)  # its cache would take gigabytes
+config = GenerationConfig(eos_token_id=[5], seed=0, max_new_tokens=100_000)
+results = []
+for draft_model in (None, draft):
+    drafts = {"draft_model": draft_model, "always_drafts": draft_model is not None}
+    with Generation(model, [[1, 2]], config=config, cache_bytes=2**40, **drafts) as call:
+        while call.advance():
+            pass
+        results.append(call.result().completions)
+assert results[0] == results[1], results
+assert len(results[0][0]) > 5
+"""
+
 
 @pytest.fixture
 def run():
@@ -59,3 +76,8 @@ def test_rows_wait_for_one_another_where_the_cache_is_smaller_than_wanted(run):
 def test_a_row_that_cannot_fit_is_refused_with_the_numbers_and_the_model_stays_usable(run):
     said = run(REFUSED)
     assert said.startswith("The longest row needs 1024 MB of key/value cache, and cpu did not give it, though ")
+
+
+@pytest.mark.native
+def test_a_draft_model_whose_cache_does_not_fit_brings_no_drafts(run):
+    run(NO_DRAFTS)

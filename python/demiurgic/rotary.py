@@ -43,15 +43,15 @@ def rotary_frequencies(config: DemiurgicConfig) -> tuple[Tensor, float]:
     return _frequencies(Rotary.of(config))
 
 
-def rotary_numbers(config: DemiurgicConfig) -> tuple[list[float], float]:
+def rotary_numbers(config: DemiurgicConfig) -> tuple[tuple[float, ...], float]:
     """The same as Python's numbers, remembered: a call of few tokens would wait for a dozen of small tensors."""
     return _numbers(Rotary.of(config))
 
 
 @functools.lru_cache(maxsize=64)
-def _numbers(rotary: Rotary) -> tuple[list[float], float]:
+def _numbers(rotary: Rotary) -> tuple[tuple[float, ...], float]:
     frequencies, scale = _frequencies(rotary)
-    return frequencies.tolist(), scale
+    return tuple(frequencies.tolist()), scale
 
 
 def _frequencies(rotary: Rotary) -> tuple[Tensor, float]:
