@@ -437,13 +437,23 @@ int64_t Engine::least_blocks(const Call* added) const {
     return least;
 }
 
+// Blocks for what the calls under way want, and for what is kept; half as many again, at least, of a cache that grows. Without
+// cache_bytes, the cache grows for the sake of kept prefixes to a quarter of what the device has room for.
+double Engine::blocks_to_hold(double wanted, double most) const {
+    const double limit = cache_bytes_ || !kept_ ? most : std::max(wanted, most / 4);
+    const double needed = wanted + (kept_ ? static_cast<double>(kept_->num_blocks()) : 0);
+    const double capacity = static_cast<double>(blocks_.capacity());
+    // Growing copies everything: not a little for each of many calls that come one by one.
+    return std::min(needed > capacity ? std::max(needed, 1.5 * capacity) : needed, limit);
+}
+
 void Engine::grow_cache(const Call& added) {
     grow_cache_to(blocks_wanted_now() + blocks_wanted(added, blocks_), &added);
 }
 
 void Engine::grow_cache_to(double wanted, const Call* added) {
     const double most = static_cast<double>(std::min<int64_t>(most_blocks(), INT32_MAX));
-    const int64_t capacity = static_cast<int64_t>(std::min(with_kept_blocks(wanted, most), most));
+    const int64_t capacity = static_cast<int64_t>(std::min(blocks_to_hold(wanted, most), most));
     const NeutralMode mode(home_.stream());
     grow_blocks(capacity, std::min(least_blocks(added), capacity));
     blocks_.grow(cache_.num_blocks());

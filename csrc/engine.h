@@ -181,7 +181,7 @@ private:
     void check_drafts(const Request& request) const;
     std::string why_rows_are_not_exact() const;
     void grow_cache_to(double blocks_wanted_by_calls, const Call* added = nullptr);
-    double with_kept_blocks(double wanted, double most) const;
+    double blocks_to_hold(double wanted, double most) const;
     void give_cache_back();
     void grow_blocks(int64_t capacity, int64_t least);
     double blocks_wanted_now() const;

@@ -50,16 +50,6 @@ void Engine::clear_prefixes(const Poll& poll) {
     give_cache_back();
 }
 
-// Blocks for what the calls under way want, and for what is kept; half as many again, at least, of a cache that grows. Without
-// cache_bytes, the cache grows for the sake of kept prefixes to a quarter of what the device has room for.
-double Engine::with_kept_blocks(double wanted, double most) const {
-    const double limit = cache_bytes_ || !kept_ ? most : std::max(wanted, most / 4);
-    const double needed = wanted + (kept_ ? static_cast<double>(kept_->num_blocks()) : 0);
-    const double capacity = static_cast<double>(blocks_.capacity());
-    // Growing copies everything: not a little for each of many calls that come one by one.
-    return std::min(needed > capacity ? std::max(needed, 1.5 * capacity) : needed, limit);
-}
-
 void Engine::check_fingerprint(uint64_t fingerprint) const {
     if (fingerprint_ == fingerprint) return;
     throw std::runtime_error(
