@@ -27,7 +27,7 @@ CXX_LAYERS = [
     {"draft_model", "late_loop"},
     {"drafter"},
     {"engine"},
-    {"engine_prefixes"},
+    {"engine_prefixes", "engine_cache"},
     {"module_parameters"},
     {"bindings"},
 ]
