@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kTileRows = 3;
 constexpr int kTileWidths[] = {8, 4, 4};  // of tiles of 1, 2 and 3 rows: 16 registers
+constexpr int kManyTileRows = 3;
 constexpr int kLanesInFlight = 8;
 
 #include "kernels/cpu/layers.h"

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kTileRows = 2;
 constexpr int kTileWidths[] = {4, 2};  // of tiles of 1 and 2 rows: 16 registers of 4 lanes
+constexpr int kManyTileRows = 3;
 constexpr int kLanesInFlight = 4;
 
 #include "kernels/cpu/layers.h"

@@ -8,7 +8,6 @@
 
 // Few rows are normed and packed by each member for itself: cheaper than a barrier.
 constexpr int64_t kOwnRows = 8;
-constexpr int64_t kPackRows = 16;  // rows packed at a time
 
 // Pieces of scratch, one after the other, on cache lines.
 struct Pieces {
@@ -37,8 +36,8 @@ struct Layers {
         const int64_t chunks = (s.context_length + kChunk - 1) / kChunk;
         const int64_t partials = 2 * num_threads * chunks * kTileQueries * (s.head_dim + 2) * 4 + 64;
         const int64_t block = kMostRows * larger(kMostUnitRows, s.head_dim) * 4;
-        const int64_t products =
-            2 * block + round_up(Product<T>::parked_bytes(), 64) + round_up(4 * kPackRows * s.widest, 64);
+        const int64_t products = 2 * block + round_up(Product<T>::scratch_bytes(s.widest), 64) +
+                                 round_up(4 * Product<T>::kPackRows * s.widest, 64);
         const int64_t attention = (kTileQueries * (kChunk + 3 * s.head_dim + 16) + 2 * kChunk * s.head_dim) * 4 + 1024;
         return {larger(2 * operand, partials) + 64, own_operand + larger(products, attention) + 64};
     }
@@ -59,16 +58,19 @@ struct Layers {
         const Products work(member, a.num_tokens, a.q.columns, larger(kMostUnitRows, a.d));
         work.pack_normed(a.norm, [&](int64_t i) { return a.x + i * a.q.columns; });
         const int64_t heads = a.heads + 2 * a.kv_heads;
-        work.for_blocks(heads, [&](int64_t head, int64_t first, int64_t m) {
+        const auto rows_of = [&](int64_t head) -> MatrixRows {
+            if (head < a.heads) return {&a.q, head * a.d, a.d};
+            return {head < a.heads + a.kv_heads ? &a.k : &a.v, (head - a.heads) % a.kv_heads * a.d, a.d};
+        };
+        work.for_blocks(heads, [&](int64_t head, int64_t next, int64_t first, int64_t m) {
+            const MatrixRows rows = rows_of(head);
             const int64_t kv_head = (head - a.heads) % a.kv_heads;
-            const bool is_q = head < a.heads, is_k = !is_q && head < a.heads + a.kv_heads;
-            const Matrix& matrix = is_q ? a.q : is_k ? a.k : a.v;
-            const int64_t row = (is_q ? head : kv_head) * a.d;
-            work.product(matrix, row, a.d, first, m, work.c);
+            const bool is_q = rows.matrix == &a.q, is_k = rows.matrix == &a.k;
+            work.product(rows, rows_of(next), first, m, work.c);
             for (int64_t i = 0; i < m; ++i) {
                 float* y = work.c + i * a.d;
                 const int64_t token = first + i;
-                add_bias<T>(matrix, row, a.d, y);
+                add_bias<T>(rows, y);
                 if (is_q || is_k) rotate(y, a.cos + token * (a.d / 2), a.sin + token * (a.d / 2), a.d);
                 if (is_q) {
                     __builtin_memcpy(a.q_out + (token * a.heads + head) * a.d, y, a.d * sizeof(float));
@@ -119,17 +121,17 @@ struct Layers {
         const Products work(member, a.num_tokens, hidden);
         work.pack_normed(a.norm, [&](int64_t i) { return a.x + i * hidden; });
         const Products down = work.after(inner);
-        const int64_t unit_rows = Product<T>::unit_rows(a.num_tokens, inner, member.team->size());
-        work.for_blocks((inner + unit_rows - 1) / unit_rows, [&](int64_t unit, int64_t first, int64_t m) {
-            const int64_t row = unit * unit_rows, n = smaller(unit_rows, inner - row);
+        work.for_units_of(a.up, [&](const MatrixRows& up_rows, const MatrixRows& next, int64_t first, int64_t m) {
+            const int64_t row = up_rows.first, n = up_rows.num;
+            const MatrixRows gate_rows{&a.gate, row, n};
             float *up = work.c, *gate = work.c + kMostRows * kMostUnitRows;
-            work.product(a.up, row, n, first, m, up);
-            if (a.gate.weight) work.product(a.gate, row, n, first, m, gate);
+            work.product(up_rows, a.gate.weight ? gate_rows : next, first, m, up);
+            if (a.gate.weight) work.product(gate_rows, next, first, m, gate);
             for (int64_t i = 0; i < m; ++i) {
                 float* y = up + i * n;
-                add_bias<T>(a.up, row, n, y);
+                add_bias<T>(up_rows, y);
                 if (a.gate.weight) {
-                    add_bias<T>(a.gate, row, n, gate + i * n);
+                    add_bias<T>(gate_rows, gate + i * n);
                     activate(a.activation, gate + i * n, n);
                     multiply(y, gate + i * n, n);
                 } else {
@@ -145,13 +147,12 @@ struct Layers {
         const int64_t hidden = a.head.columns, vocab = a.head.rows;
         const Products work(member, a.num_rows, hidden);
         work.pack_normed(a.norm, [&](int64_t i) { return a.x + i * hidden; });
-        const int64_t unit_rows = Product<T>::unit_rows(a.num_rows, vocab, member.team->size());
-        work.for_blocks((vocab + unit_rows - 1) / unit_rows, [&](int64_t unit, int64_t first, int64_t m) {
-            const int64_t row = unit * unit_rows, n = smaller(unit_rows, vocab - row);
-            work.product(a.head, row, n, first, m, work.c);
+        work.for_units_of(a.head, [&](const MatrixRows& rows, const MatrixRows& next, int64_t first, int64_t m) {
+            work.product(rows, next, first, m, work.c);
             for (int64_t i = 0; i < m; ++i) {
-                add_bias<T>(a.head, row, n, work.c + i * n);
-                __builtin_memcpy(a.logits + (first + i) * vocab + row, work.c + i * n, n * sizeof(float));
+                add_bias<T>(rows, work.c + i * rows.num);
+                __builtin_memcpy(a.logits + (first + i) * vocab + rows.first, work.c + i * rows.num,
+                                 rows.num * sizeof(float));
             }
         });
     }
@@ -165,8 +166,8 @@ private:
             operand = own.template take<char>(Product<T>::operand_bytes(kOwnRows, columns));
             if (rows > kOwnRows) operand = shared.template take<char>(Product<T>::operand_bytes(rows, columns));
             c = own.template take<float>(2 * kMostRows * unit_rows);
-            parked = own.template take<char>(Product<T>::parked_bytes());
-            normed = own.template take<float>(kPackRows * columns);
+            normed = own.template take<float>(Product<T>::kPackRows * columns);
+            scratch = own.next;  // the rest: what comes after may have more columns
             after_operand = shared.next;
         }
 
@@ -186,8 +187,9 @@ private:
         template <class F>
         void by_packs(F f) const {
             if (rows <= kOwnRows) return f(0, rows);
-            for_units(member, (rows + kPackRows - 1) / kPackRows,
-                      [&](int64_t unit) { f(unit * kPackRows, smaller(kPackRows, rows - unit * kPackRows)); });
+            constexpr int64_t unit_rows = Product<T>::kPackRows;
+            for_units(member, (rows + unit_rows - 1) / unit_rows,
+                      [&](int64_t unit) { f(unit * unit_rows, smaller(unit_rows, rows - unit * unit_rows)); });
         }
 
         // Packs the norm of all rows; x(i): where row i is.
@@ -199,31 +201,45 @@ private:
             });
         }
 
-        // f(unit, first row of x, number of rows): blocks of rows outside, so that all members are at the same one.
+        // f(unit, the unit likely to come next, first row of x, number of rows): blocks of rows outside, so that all members
+        // are at the same one.
         template <class F>
         void for_blocks(int64_t num_units, F f) const {
-            const int64_t block = row_block(Product<T>::operand_bytes(1, columns));
+            const int64_t block = Product<T>::row_block(rows, columns);
             const int64_t blocks = (rows + block - 1) / block;
             for_units(member, blocks * num_units, [&](int64_t unit) {
                 const int64_t first = unit / num_units * block;
-                f(unit % num_units, first, smaller(block, rows - first));
+                const int64_t next = (unit + member.team->size()) % num_units;
+                f(unit % num_units, next, first, smaller(block, rows - first));
             });
         }
 
-        // out [m, n]: rows [row_of_w, row_of_w + n) of W by rows [first, first + m) of x
-        void product(const Matrix& w, int64_t row_of_w, int64_t n, int64_t first, int64_t m, float* out) const {
-            Product<T>::run(w, row_of_w, n, operand, rows, first, m, out, n, parked);
+        // The same over W's rows: f(rows of W, those likely to come next, first row of x, number of rows).
+        template <class F>
+        void for_units_of(const Matrix& w, F f) const {
+            const int64_t unit_rows = Product<T>::unit_rows(rows, w.rows, member.team->size());
+            const auto rows_of = [&](int64_t unit) -> MatrixRows {
+                return {&w, unit * unit_rows, smaller(unit_rows, w.rows - unit * unit_rows)};
+            };
+            for_blocks((w.rows + unit_rows - 1) / unit_rows, [&](int64_t unit, int64_t next, int64_t first, int64_t m) {
+                f(rows_of(unit), rows_of(next), first, m);
+            });
+        }
+
+        // out [m, w.num]: rows of W by rows [first, first + m) of x
+        void product(const MatrixRows& w, const MatrixRows& next, int64_t first, int64_t m, float* out) const {
+            Product<T>::run(w, next, operand, rows, first, m, out, w.num, scratch);
         }
 
         // x [rows, w.rows] += the product and its bias
         void add_product(const Matrix& w, float* x) const {
-            const int64_t unit_rows = Product<T>::unit_rows(rows, w.rows, member.team->size());
-            for_blocks((w.rows + unit_rows - 1) / unit_rows, [&](int64_t unit, int64_t first, int64_t m) {
-                const int64_t row_of_w = unit * unit_rows, n = smaller(unit_rows, w.rows - row_of_w);
-                product(w, row_of_w, n, first, m, c);
+            for_units_of(w, [&](const MatrixRows& of_w, const MatrixRows& next, int64_t first, int64_t m) {
+                product(of_w, next, first, m, c);
                 for (int64_t i = 0; i < m; ++i) {
-                    add_bias<T>(w, row_of_w, n, c + i * n);
-                    add(x + (first + i) * w.rows + row_of_w, c + i * n, n);
+                    float* row = x + (first + i) * w.rows + of_w.first;
+                    for (int64_t j = 0; j < of_w.num; j += 16) __builtin_prefetch(row + 4 * w.rows + j, 1, 2);
+                    add_bias<T>(of_w, c + i * of_w.num);
+                    add(row, c + i * of_w.num, of_w.num);
                 }
             });
         }
@@ -232,8 +248,8 @@ private:
         int64_t rows, columns;
         char* operand;
         float* c;  // [2, kMostRows, most rows of a unit]
-        char* parked;
-        float* normed;  // [kPackRows, columns]
+        char* scratch;
+        float* normed;  // [rows packed at a time, columns]
         char* after_operand;
     };
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "kernels/cpu/unroll.h"
+#include "kernels/cpu/products_many.h"
 
 // Matrix products over live row-major weights, y = x W^T. Included inside the namespace of an instruction set, after its Vec.
 //
@@ -9,74 +9,8 @@
 // of x by NR rows of W keep those lanes in registers; long rows are cut in blocks of K between which the lanes are parked
 // in memory, which changes no bit.
 //
-// Few rows of x are bound by memory, and the prefetchers follow long streams that lie far apart best. So the NR rows of W of
+// Many rows of x have tiles of their own (products_many.h). Few are bound by memory, and the prefetchers follow long streams that lie far apart best. So the NR rows of W of
 // a tile are then not neighbours: each is in a part of its own, and from tile to tile every part is read on.
-
-// How one type of weights is multiplied: x is rounded to X, and `dot` adds the products of K elements to the lanes.
-template <class T>
-struct Dot {
-    using X = float;
-    using Operand = Vec;
-    static constexpr int K = Vec::N;
-    static Operand load_x(const X* p) { return load(p); }
-    static Operand load_w(const T* p) { return load(p); }
-    static Operand load_w_first(const T* p, int64_t n) { return load_first(p, n); }
-    static Vec dot(Operand x, Operand w, Vec lanes) { return fma(x, w, lanes); }
-};
-
-#ifdef DEMIURGIC_BF16_DOT
-// vdpbf16ps: each lane adds two neighbouring products.
-template <>
-struct Dot<BFloat16> {
-    using X = BFloat16;
-    using Operand = __m512i;
-    static constexpr int K = 32;
-    static Operand load_x(const X* p) { return _mm512_loadu_si512(p); }
-    static Operand load_w(const BFloat16* p) { return _mm512_loadu_si512(p); }
-    static Operand load_w_first(const BFloat16* p, int64_t n) {
-        return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << n) - 1), p);
-    }
-    static Vec dot(Operand x, Operand w, Vec lanes) { return {_mm512_dpbf16_ps(lanes.v, (__m512bh)x, (__m512bh)w)}; }
-};
-#endif
-
-// Most rows of x that a unit of work takes at a time, and most rows of W beside so many.
-constexpr int64_t kMostRows = 96 * kTileRows, kMostUnitRows = 96;
-
-inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// Rows of x that a unit of work takes at a time, so that they stay in the second-level cache while W passes: each of
-// `bytes`. A multiple of every tile's and every block's rows.
-inline int64_t row_block(int64_t bytes) {
-    constexpr int64_t step = 16 * kTileRows, cache = 1 << 20;
-    return larger(2 * step, smaller(kMostRows, cache / bytes / step * step));
-}
-
-// n floats to another type.
-template <class X>
-inline void convert(const float* from, X* to, int64_t n) {
-    int64_t i = 0;
-    for (; i + Vec::N <= n; i += Vec::N) store(to + i, load(from + i));
-    if (i < n) {
-        X padded[Vec::N];
-        store(padded, load_first(from + i, n - i));
-        for (int64_t j = i; j < n; ++j) to[j] = padded[j - i];
-    }
-}
-
-// Asks for part `index` of `parts` of rows of W [num, length], so that they come while others are multiplied.
-template <class T>
-inline void fetch(const T* w, int64_t ldw, int64_t num, int64_t length, int64_t index, int64_t parts) {
-    constexpr int64_t line = 64 / sizeof(T);
-    const int64_t per_row = (length + line - 1) / line, lines = num * per_row, begin = lines * index / parts;
-    int64_t row = begin / per_row, column = begin % per_row;
-    for (int64_t left = lines * (index + 1) / parts - begin; left > 0; --left) {
-        __builtin_prefetch(w + row * ldw + column * line, 0, 2);
-        if (++column == per_row) ++row, column = 0;
-    }
-}
 
 template <class T>
 struct Product {
@@ -84,15 +18,21 @@ struct Product {
     using X = typename D::X;
 
     // x as the products want it: rounded to X and filled up with zeros, in blocks of kTileRows rows (the last may have
-    // fewer). A block is [K / D::K][its rows][D::K], so that a tile reads it from end to end.
+    // fewer). A block is [K / D::K][its rows][D::K], so that a tile reads it from end to end. Of many rows: ManyRows::pack_row.
     static int64_t operand_row(int64_t columns) { return round_up(columns, D::K); }
     static int64_t operand_bytes(int64_t rows, int64_t columns) {
+        if (are_many(rows)) return ManyRows<T>::operand_bytes(rows, columns);
         return rows * operand_row(columns) * static_cast<int64_t>(sizeof(X));
     }
+
+    // Rows that are packed at a time: whole tiles.
+    static constexpr int64_t kPackRows = 12;
+    static_assert(kPackRows % kTileRows == 0 && kPackRows % kManyTileRows == 0);
 
     // Rounds `values` [m, n], `ld` apart, to columns [first, first + n) of rows [row, row + m) of an operand of `rows` rows.
     static void pack(void* operand, int64_t rows, int64_t row, int64_t m, int64_t columns, int64_t first,
                      const float* values, int64_t ld, int64_t n) {
+        const auto pack_row = are_many(rows) ? ManyRows<T>::pack_row : pack_few;
         for (int64_t i = 0; i < m; ++i) pack_row(operand, rows, row + i, columns, first, values + i * ld, n);
     }
 
@@ -100,18 +40,30 @@ struct Product {
     // wait for the memory, take longer streams of W.
     static int64_t unit_rows(int64_t rows_of_x, int64_t rows_of_w, int team_size) {
         static_assert(kFewTiles * kTileRows * kLongUnit * 16 <= kMostRows * kMostUnitRows);
+        if (are_many(rows_of_x)) return ManyRows<T>::unit_rows(rows_of_w, team_size);
         const bool few = rows_of_x <= kFewTiles * kTileRows;
         const int64_t tile = rows_of_x < kTileRows ? 16 : 2 * kTileWidths[kTileRows - 1];
         const int64_t balanced = rows_of_w / ((few ? 4 : 8) * team_size) / tile * tile;
         return balanced < tile ? tile : smaller(balanced, (few ? kLongUnit : 4) * tile);
     }
 
-    // c [m, ldc], columns 0 to n: rows [row, row + m) of the operand times rows [first, first + n) of W.
-    static void run(const Matrix& w, int64_t first, int64_t n, const void* operand, int64_t /*rows*/, int64_t row,
-                    int64_t m, float* c, int64_t ldc, void* parked) {
-        const X* x = static_cast<const X*>(operand) + row * operand_row(w.columns);
-        const T* weight = static_cast<const T*>(w.weight) + first * w.stride;
-        const Call call{x, operand_row(w.columns), m, w.stride, w.columns, c, ldc, static_cast<Vec*>(parked)};
+    // Rows of x in a unit of work, of `rows`.
+    static int64_t row_block(int64_t rows, int64_t /*columns*/) {
+        const int64_t blocks = (rows + kMostRows - 1) / kMostRows;
+        return round_up((rows + blocks - 1) / blocks, kManyTileRows);
+    }
+
+    // c [m, ldc], columns 0 to w.num: rows [row, row + m) of the operand times rows of W. `next`: those that this thread is
+    // likely to multiply after them.
+    static void run(const MatrixRows& w, const MatrixRows& next, const void* operand, int64_t rows, int64_t row,
+                    int64_t m, float* c, int64_t ldc, void* scratch) {
+        if (are_many(rows)) {
+            return ManyRows<T>::run(w, next, operand, rows, row, m, c, ldc, static_cast<Vec*>(scratch));
+        }
+        const int64_t n = w.num, length = w.matrix->columns;
+        const X* x = static_cast<const X*>(operand) + row * operand_row(length);
+        const T* weight = w.template at<T>(0);
+        const Call call{x, operand_row(length), m, w.matrix->stride, length, c, ldc, static_cast<Vec*>(scratch), next};
         int64_t done = by_rows<kTileRows>(call, weight, n);
         if constexpr (kTileWidths[0] > 8) done = m == 1 ? columns<8>(call, weight, done, n) : done;
         if constexpr (kTileWidths[kTileRows - 1] >= 4) done = columns<4>(call, weight, done, n);
@@ -119,10 +71,13 @@ struct Product {
         columns<1>(call, weight, done, n);
     }
 
-    static int64_t parked_bytes() { return kMostRows * 8 * static_cast<int64_t>(sizeof(Vec)); }
+    // Of scratch, for products of so many columns.
+    static int64_t scratch_bytes(int64_t columns) {
+        return larger(kManyRows * 8 * static_cast<int64_t>(sizeof(Vec)), ManyRows<T>::turned_bytes(columns));
+    }
 
 private:
-    static void pack_row(void* operand, int64_t rows, int64_t row, int64_t columns, int64_t first, const float* values,
+    static void pack_few(void* operand, int64_t rows, int64_t row, int64_t columns, int64_t first, const float* values,
                          int64_t n) {
         const int64_t block = row / kTileRows * kTileRows, width = smaller(kTileRows, rows - block);
         X* to = static_cast<X*>(operand) + block * operand_row(columns) + (row - block) * D::K;
@@ -143,6 +98,7 @@ private:
         float* c;
         int64_t ldc;
         Vec* parked;
+        MatrixRows next;
     };
 
     // Up to so many tiles wait for the memory; more of them fetch the next rows of W bit by bit.
@@ -195,12 +151,14 @@ private:
             const Group<NR> rows_of_w{w + first * call.ldw, apart * call.ldw, call.c + first, apart};
             for (int64_t k = 0; k < call.columns; k += block) {
                 const int64_t length = smaller(block, call.columns - k);
+                const bool ends = group + 1 == groups && call.next.matrix->columns == call.columns;
+                const T* after = ends ? call.next.template at<T>(0) : rows_of_w.w + NR * call.ldw;
+                Ahead ahead(after + k, ends ? call.next.matrix->stride : call.ldw, few ? 0 : NR, length);
                 for (int64_t m = 0; m < call.m; m += MR) {
                     if (few) {
-                        rows<MR, true>(call, rows_of_w, k, length, m);
+                        rows<MR, true>(call, rows_of_w, k, length, m, ahead);
                     } else {
-                        fetch(rows_of_w.w + step * call.ldw + k, call.ldw, NR, length, m / MR, tiles);
-                        rows<MR, false>(call, rows_of_w, k, length, m);
+                        rows<MR, false>(call, rows_of_w, k, length, m, ahead);
                     }
                 }
             }
@@ -210,9 +168,10 @@ private:
 
     // A tile of MR rows of x, or of fewer at the end.
     template <int MR, bool few, int NR>
-    [[gnu::noinline]] static void rows(const Call& call, const Group<NR>& group, int64_t k, int64_t length, int64_t m) {
+    [[gnu::noinline]] static void rows(const Call& call, const Group<NR>& group, int64_t k, int64_t length, int64_t m,
+                                       Ahead& ahead) {
         if constexpr (MR > 1) {
-            if (call.m - m < MR) return rows<MR - 1, few>(call, group, k, length, m);
+            if (call.m - m < MR) return rows<MR - 1, few>(call, group, k, length, m, ahead);
         }
         const bool begins = k == 0, ends = k + length == call.columns;
         const X* x = call.x + m * call.ldx + k * MR;
@@ -220,32 +179,36 @@ private:
         float* c = group.c + m * call.ldc;
         // One tile fetches W of all rows, two that of half of them each.
         constexpr int half = (NR + 1) / 2;
-        if (!few || m >= 2 * MR) {
-            tile<MR, NR, 0>(x, group, k, length, begins, ends, 0, parked, c, call.ldc);
+        if (!few) {
+            tile<MR, NR, 0, true>(x, group, k, length, begins, ends, 0, parked, c, call.ldc, ahead);
+        } else if (m >= 2 * MR) {
+            tile<MR, NR, 0, false>(x, group, k, length, begins, ends, 0, parked, c, call.ldc, ahead);
         } else if (call.m <= MR) {
-            tile<MR, NR, NR>(x, group, k, length, begins, ends, 0, parked, c, call.ldc);
+            tile<MR, NR, NR, false>(x, group, k, length, begins, ends, 0, parked, c, call.ldc, ahead);
         } else {
-            tile<MR, NR, half>(x, group, k, length, begins, ends, m > 0 ? NR - half : 0, parked, c, call.ldc);
+            const int64_t first = m > 0 ? NR - half : 0;
+            tile<MR, NR, half, false>(x, group, k, length, begins, ends, first, parked, c, call.ldc, ahead);
         }
     }
 
-    // Fetches what comes some columns later of `ahead` rows of W, from row `first_ahead` on: of the last columns, what
-    // follows the row.
-    template <int MR, int NR, int ahead>
+    // Fetches what comes some columns later of `near` rows of W, from row `first_near` on (of the last columns, what follows
+    // the row), or lines of the next tiles' rows.
+    template <int MR, int NR, int near, bool asks_ahead>
     [[gnu::always_inline]] static void tile(const X* x, const Group<NR>& group, int64_t first, int64_t length,
-                                            bool begins, bool ends, int64_t first_ahead, Vec* parked, float* c,
-                                            int64_t ldc) {
-        const T *w = group.w + first, *next = w + first_ahead * group.ldw + ahead_columns(MR);
+                                            bool begins, bool ends, int64_t first_near, Vec* parked, float* c,
+                                            int64_t ldc, Ahead& ahead) {
+        const T *w = group.w + first, *next = w + first_near * group.ldw + ahead_columns(MR);
         const int64_t ldw = group.ldw;
         Vec lanes[MR * NR];
         DEMIURGIC_UNROLL for (int i = 0; i < MR * NR; ++i) lanes[i] = begins ? zero() : parked[i];
         int64_t k = 0;
         for (; k + 2 * D::K <= length; k += 2 * D::K) {
-            step<MR, NR, ahead>(lanes, x + k * MR, w + k, ldw, next + k);
-            step<MR, NR, ahead>(lanes, x + (k + D::K) * MR, w + k + D::K, ldw, next + k + D::K);
+            if (asks_ahead) ahead.line();
+            step<MR, NR, near>(lanes, x + k * MR, w + k, ldw, next + k);
+            step<MR, NR, near>(lanes, x + (k + D::K) * MR, w + k + D::K, ldw, next + k + D::K);
         }
         if (k + D::K <= length) {
-            step<MR, NR, ahead>(lanes, x + k * MR, w + k, ldw, next + k);
+            step<MR, NR, near>(lanes, x + k * MR, w + k, ldw, next + k);
             k += D::K;
         }
         if (k < length) last_step<MR, NR>(lanes, x + k * MR, w + k, ldw, length - k);
@@ -265,13 +228,13 @@ private:
     }
 
     // D::K columns of the tile.
-    template <int MR, int NR, int ahead>
+    template <int MR, int NR, int near>
     [[gnu::always_inline]] static void step(Vec* lanes, const X* x, const T* w, int64_t ldw, const T* next) {
         typename D::Operand xs[MR];
         DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) xs[i] = D::load_x(x + i * D::K);
         DEMIURGIC_UNROLL for (int j = 0; j < NR; ++j) {
             const typename D::Operand ws = D::load_w(w + j * ldw);
-            if (j < ahead) __builtin_prefetch(next + j * ldw, 0, 2);
+            if (j < near) __builtin_prefetch(next + j * ldw, 0, 2);
             DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) lanes[i * NR + j] = D::dot(xs[i], ws, lanes[i * NR + j]);
         }
     }

@@ -47,10 +47,24 @@ private:
     bool configured_ = false;
 };
 
+// Asks for part `index` of `parts` of rows of W [num, length], so that they come while others are multiplied.
+template <class T>
+inline void fetch(const T* w, int64_t ldw, int64_t num, int64_t length, int64_t index, int64_t parts) {
+    constexpr int64_t line = 64 / sizeof(T);
+    const int64_t per_row = (length + line - 1) / line, lines = num * per_row, begin = lines * index / parts;
+    int64_t row = begin / per_row, column = begin % per_row;
+    for (int64_t left = lines * (index + 1) / parts - begin; left > 0; --left) {
+        __builtin_prefetch(w + row * ldw + column * line, 0, 2);
+        if (++column == per_row) ++row, column = 0;
+    }
+}
+
 template <>
 struct Product<BFloat16> {
     static int64_t operand_row(int64_t columns) { return round_up(columns, 32); }
     static int64_t operand_bytes(int64_t rows, int64_t columns) { return rows * operand_row(columns) * 2; }
+
+    static constexpr int64_t kPackRows = 16;
 
     static void pack(void* operand, int64_t rows, int64_t row, int64_t m, int64_t columns, int64_t first,
                      const float* values, int64_t ld, int64_t n) {
@@ -74,21 +88,22 @@ struct Product<BFloat16> {
         return rows_of_w >= 64 * 4 * team_size ? 64 : 32;
     }
 
-    static int64_t parked_bytes() { return 2 * 16 * 16 * 4 + 2 * 16 * 32 * 2; }
+    static int64_t scratch_bytes(int64_t) { return 2 * 16 * 16 * 4 + 2 * 16 * 32 * 2; }
 
-    static void run(const Matrix& w, int64_t first, int64_t n, const void* operand, int64_t rows, int64_t row,
+    // Most rows of x that stay in the second-level cache while W passes, a multiple of every block's.
+    static int64_t row_block(int64_t /*rows*/, int64_t columns) {
+        constexpr int64_t step = 64, cache = 1 << 20;
+        return larger(2 * step, smaller(kMostRows, cache / operand_bytes(1, columns) / step * step));
+    }
+
+    static void run(const MatrixRows& w, const MatrixRows& /*next*/, const void* operand, int64_t rows, int64_t row,
                     int64_t m, float* c, int64_t ldc, void* parked) {
         finish_writes();
         Tiles tiles;
-        const Call call{static_cast<const BFloat16*>(w.weight) + first * w.stride,
-                        w.stride,
-                        w.columns,
-                        static_cast<const BFloat16*>(operand),
-                        rows,
-                        c,
-                        ldc,
-                        row,
-                        static_cast<float*>(parked)};
+        const int64_t n = w.num, stride = w.matrix->stride, columns = w.matrix->columns;
+        const Call call{
+            w.at<BFloat16>(0),          stride, columns, static_cast<const BFloat16*>(operand), rows, c, ldc, row,
+            static_cast<float*>(parked)};
         if (m <= 16) {
             few_rows(call, tiles, row, m, n);
             return;
@@ -98,7 +113,7 @@ struct Product<BFloat16> {
             const int64_t count = smaller(32, n - j);
             for (int64_t pair = 0; pair < num_pairs; ++pair) {
                 const int64_t begin = row + 32 * pair, left = m - 32 * pair;
-                fetch(call.w + (j + 32) * w.stride, w.stride, 32, w.columns, pair, num_pairs);
+                fetch(call.w + (j + 32) * stride, stride, 32, columns, pair, num_pairs);
                 if (left > 16) {
                     pair_of_blocks(call, tiles, begin, smaller(16, left - 16), j, count);
                 } else {

@@ -34,13 +34,6 @@ inline Vec load_some(const T* p, int64_t n) {
     return n == Vec::N ? load(p) : load_first(p, n);
 }
 
-inline void store_some(float* p, Vec x, int64_t n) {
-    if (n == Vec::N) return store(p, x);
-    float lanes[Vec::N];
-    store(lanes, x);
-    for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
-}
-
 // RMSNorm (Zhang and Sennrich, 2019) of x [n]. T: type of a norm that is not float32.
 template <class T>
 inline void rms_norm(const float* x, const Norm& norm, int64_t n, float* out) {
@@ -57,12 +50,12 @@ inline void rms_norm(const float* x, const Norm& norm, int64_t n, float* out) {
     });
 }
 
-// y [n] += bias [first, first + n), where there is one.
+// y [w.num] += the bias of rows of W, where there is one.
 template <class T>
-inline void add_bias(const Matrix& matrix, int64_t first, int64_t n, float* y) {
-    if (!matrix.bias) return;
-    const T* bias = static_cast<const T*>(matrix.bias) + first;
-    for_lanes(n, [&](int64_t i, int64_t count) {
+inline void add_bias(const MatrixRows& w, float* y) {
+    if (!w.matrix->bias) return;
+    const T* bias = static_cast<const T*>(w.matrix->bias) + w.first;
+    for_lanes(w.num, [&](int64_t i, int64_t count) {
         store_some(y + i, load_some(y + i, count) + load_some(bias + i, count), count);
     });
 }

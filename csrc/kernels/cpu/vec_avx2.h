@@ -1,5 +1,7 @@
 #pragma once
 
+#include "kernels/cpu/unroll.h"
+
 // 8 lanes of float32 (AVX2, FMA and F16C). Included inside the namespace of an instruction set.
 
 struct Vec {
@@ -58,6 +60,25 @@ inline Vec times_power_of_two(Vec x, Vec k) {  // k from -126 to 127
 }
 inline Vec keep_first(Vec x, int64_t n) { return {_mm256_and_ps(x.v, _mm256_castsi256_ps(first(n)))}; }
 inline Vec where_first(int64_t n, Vec x, Vec y) { return {_mm256_blendv_ps(y.v, x.v, _mm256_castsi256_ps(first(n)))}; }
+
+// 8 rows of 8 lanes, `stride` bytes apart, as columns.
+inline void load_turned(const char* p, int64_t stride, Vec* out) {
+    const auto part = [&](int row, int half) {
+        return _mm_loadu_ps(reinterpret_cast<const float*>(p + row * stride) + 4 * half);
+    };
+    DEMIURGIC_UNROLL for (int half = 0; half < 2; ++half) {
+        __m256 a[4];  // lanes 4 half to 4 half + 3 of row i, then of row i + 4
+        DEMIURGIC_UNROLL for (int i = 0; i < 4; ++i) a[i] = _mm256_set_m128(part(i + 4, half), part(i, half));
+        const __m256d low01 = _mm256_castps_pd(_mm256_unpacklo_ps(a[0], a[1]));
+        const __m256d low23 = _mm256_castps_pd(_mm256_unpacklo_ps(a[2], a[3]));
+        const __m256d high01 = _mm256_castps_pd(_mm256_unpackhi_ps(a[0], a[1]));
+        const __m256d high23 = _mm256_castps_pd(_mm256_unpackhi_ps(a[2], a[3]));
+        out[4 * half] = {_mm256_castpd_ps(_mm256_unpacklo_pd(low01, low23))};
+        out[4 * half + 1] = {_mm256_castpd_ps(_mm256_unpackhi_pd(low01, low23))};
+        out[4 * half + 2] = {_mm256_castpd_ps(_mm256_unpacklo_pd(high01, high23))};
+        out[4 * half + 3] = {_mm256_castpd_ps(_mm256_unpackhi_pd(high01, high23))};
+    }
+}
 
 inline float sum(Vec x) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x.v), _mm256_extractf128_ps(x.v, 1));

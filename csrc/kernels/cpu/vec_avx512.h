@@ -53,6 +53,31 @@ inline Vec times_power_of_two(Vec x, Vec k) { return {_mm512_scalef_ps(x.v, k.v)
 inline Vec keep_first(Vec x, int64_t n) { return {_mm512_maskz_mov_ps(first(n), x.v)}; }  // n < 16; the others are 0
 inline Vec where_first(int64_t n, Vec x, Vec y) { return {_mm512_mask_mov_ps(y.v, first(n), x.v)}; }
 
+// 16 rows of 16 lanes, `stride` bytes apart, as columns.
+inline void load_turned(const char* p, int64_t stride, Vec* out) {
+    __m512 a[4][4];  // a[q][i]: lanes 4 q to 4 q + 3 of rows i, i + 4, i + 8, i + 12
+    DEMIURGIC_UNROLL for (int i = 0; i < 4; ++i) {
+        DEMIURGIC_UNROLL for (int j = 0; j < 4; ++j) {
+            const float* row = reinterpret_cast<const float*>(p + (i + 4 * j) * stride);
+            const __mmask16 mask = static_cast<__mmask16>(0xf << 4 * j);
+            DEMIURGIC_UNROLL for (int q = 0; q < 4; ++q) {
+                const __m128 part = _mm_loadu_ps(row + 4 * q);
+                a[q][i] = j == 0 ? _mm512_castps128_ps512(part) : _mm512_mask_broadcast_f32x4(a[q][i], mask, part);
+            }
+        }
+    }
+    DEMIURGIC_UNROLL for (int q = 0; q < 4; ++q) {
+        const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(a[q][0], a[q][1]));
+        const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(a[q][2], a[q][3]));
+        const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(a[q][0], a[q][1]));
+        const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(a[q][2], a[q][3]));
+        out[4 * q] = {_mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23))};
+        out[4 * q + 1] = {_mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23))};
+        out[4 * q + 2] = {_mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23))};
+        out[4 * q + 3] = {_mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23))};
+    }
+}
+
 // The sums of 16 vectors in one: at each level lane i meets lane i + 8, i + 4, i + 2, i + 1 of its vector, as in sum().
 inline Vec halves(Vec a, Vec b) {
     return {_mm512_add_ps(_mm512_mask_blend_ps(0xff00, a.v, b.v), _mm512_shuffle_f32x4(a.v, b.v, 0x4e))};

@@ -51,6 +51,17 @@ inline Vec times_power_of_two(Vec x, Vec k) {  // k from -126 to 127
 inline Vec keep_first(Vec x, int64_t n) { return {vbslq_f32(first(n), x.v, vdupq_n_f32(0))}; }
 inline Vec where_first(int64_t n, Vec x, Vec y) { return {vbslq_f32(first(n), x.v, y.v)}; }
 
+// 4 rows of 4 lanes, `stride` bytes apart, as columns.
+inline void load_turned(const char* p, int64_t stride, Vec* out) {
+    const auto row = [&](int i) { return vld1q_f32(reinterpret_cast<const float*>(p + i * stride)); };
+    const float32x4x2_t even = vzipq_f32(row(0), row(2)), odd = vzipq_f32(row(1), row(3));
+    const float32x4x2_t first = vzipq_f32(even.val[0], odd.val[0]), last = vzipq_f32(even.val[1], odd.val[1]);
+    out[0] = {first.val[0]};
+    out[1] = {first.val[1]};
+    out[2] = {last.val[0]};
+    out[3] = {last.val[1]};
+}
+
 inline float sum(Vec x) {
     const float32x2_t two = vadd_f32(vget_low_f32(x.v), vget_high_f32(x.v));
     return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);

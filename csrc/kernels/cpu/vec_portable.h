@@ -111,6 +111,15 @@ inline Vec where_first(int64_t n, Vec x, Vec y) {
     return each([&](int i) { return i < n ? x.v[i] : y.v[i]; });
 }
 
+// 8 rows of 8 lanes, `stride` bytes apart, as columns.
+inline void load_turned(const char* p, int64_t stride, Vec* out) {
+    for (int i = 0; i < Vec::N; ++i) {
+        float row[Vec::N];
+        __builtin_memcpy(row, p + i * stride, sizeof row);
+        for (int j = 0; j < Vec::N; ++j) out[j].v[i] = row[j];
+    }
+}
+
 inline float sum(Vec x) {
     const float* v = x.v;
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
