@@ -44,32 +44,50 @@ __device__ __forceinline__ float* shared_scales() {
     return scales;
 }
 
-// scales [num]: 1 / sqrt(mean(x^2) + eps) of rows x(0), ..., by the whole block. A row is dealt out 128 elements at a time to
-// up to 32 strands; a strand is summed lane by lane, then the lanes, then the strands: an order of the columns alone.
-template <class RowOf>
-__device__ __forceinline__ void rms_scales(int num, int columns, float eps, RowOf x, float* scales) {
-    constexpr int kPiece = 128, kMostStrands = 32;
-    __shared__ float sums[kMostNormed][kMostStrands];
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    const int num_warps = static_cast<int>(blockDim.x) / 32, num_pieces = (columns + kPiece - 1) / kPiece;
-    const int strands = num_pieces < kMostStrands ? num_pieces : kMostStrands;
-    for (int i = warp; i < num * strands; i += num_warps) {
-        const float* row = x(i / strands);
+// The sum of squares of a row x [columns]: it is dealt out 128 elements at a time to up to 32 strands; a strand is summed
+// lane by lane, then the lanes, then the strands: an order of the columns alone.
+struct Squares {
+    static constexpr int kPiece = 128, kMostStrands = 32;
+    int columns;
+
+    __device__ __forceinline__ int num_pieces() const { return (columns + kPiece - 1) / kPiece; }
+    __device__ __forceinline__ int num_strands() const {
+        return num_pieces() < kMostStrands ? num_pieces() : kMostStrands;
+    }
+    // By a warp; all its lanes get it.
+    __device__ __forceinline__ float strand(const float* x, int number) const {
         float sum = 0;
-        for (int piece = i % strands; piece < num_pieces; piece += kMostStrands) {
+        for (int piece = number; piece < num_pieces(); piece += kMostStrands) {
             float values[4];
-            load_some(row, piece * kPiece + lane * 4, columns, values);
+            load_some(x, piece * kPiece + static_cast<int>(threadIdx.x) % 32 * 4, columns, values);
 #pragma unroll
             for (int j = 0; j < 4; ++j) sum = __fmaf_rn(values[j], values[j], sum);
         }
-        sum = warp_sum(sum);
+        return warp_sum(sum);
+    }
+    // 1 / sqrt(mean(x^2) + eps), from a strand a lane; 0 where there is none.
+    __device__ __forceinline__ float scale(float strand_of_lane, float eps) const {
+        const float mean = __fdiv_rn(warp_sum(strand_of_lane), static_cast<float>(columns));
+        return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, eps)));
+    }
+};
+
+// scales [num] of rows x(0), ..., by the whole block.
+template <class RowOf>
+__device__ __forceinline__ void rms_scales(int num, int columns, float eps, RowOf x, float* scales) {
+    __shared__ float sums[kMostNormed][Squares::kMostStrands];
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int num_warps = static_cast<int>(blockDim.x) / 32;
+    const Squares squares = {columns};
+    const int strands = squares.num_strands();
+    for (int i = warp; i < num * strands; i += num_warps) {
+        const float sum = squares.strand(x(i / strands), i % strands);
         if (lane == 0) sums[i / strands][i % strands] = sum;
     }
     __syncthreads();
     for (int i = warp; i < num; i += num_warps) {
-        const float sum = warp_sum(lane < strands ? sums[i][lane] : 0.0f);
-        const float mean = __fdiv_rn(sum, static_cast<float>(columns));
-        if (lane == 0) scales[i] = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, eps)));
+        const float scale = squares.scale(lane < strands ? sums[i][lane] : 0.0f, eps);
+        if (lane == 0) scales[i] = scale;
     }
     __syncthreads();
 }
@@ -106,6 +124,64 @@ struct NormedRows {
 #pragma unroll
         for (int i = 0; i < kVector<T>; ++i) values[i] = __fmul_rn(__fmul_rn(values[i], row.scale), weights[i]);
         return piece_of<T>(values);
+    }
+
+    // By a warp alone, which needs no begin().
+    __device__ __forceinline__ Row row_by_warp(int number) const {
+        const Squares squares = {columns};
+        float strand_of_lane = 0;
+#pragma unroll 4
+        for (int strand = 0; strand < squares.num_strands(); ++strand) {
+            const float sum = squares.strand(at(number), strand);
+            if (static_cast<int>(threadIdx.x) % 32 == strand) strand_of_lane = sum;
+        }
+        return {at(number), squares.scale(strand_of_lane, norm.eps), weights_of(weight)};
+    }
+};
+
+// Normed rows, for products of so many that no block can norm them for itself. They are written once, in out [rows, pitch]:
+// by a kernel before, or by the warps of the blocks that take them. A warp takes a row, writes it and counts it, until none
+// is left to take; then its block waits until all are counted. That never hangs, whichever blocks run at a time: who has
+// taken a row waits for nobody before it is written. Blocks with the same tokens share y, and a Progress.
+template <class T>
+struct PreparedRows {
+    NormedRows<T> from;
+    T* out;
+    int64_t pitch;
+    int columns;
+    Progress* progress;  // null: they are there
+
+    using Row = typename PlainRows<T, T>::Row;
+    __device__ __forceinline__ void begin(int first, int num) const {
+        if (!progress) return;
+        Progress& shared = progress[blockIdx.y];
+        // As many warps of each block as it takes to norm all rows at a time: the fewer ask for one, the faster it goes.
+        if (static_cast<int>(threadIdx.x / 32 * gridDim.x) < num) take_rows(shared, first, num);
+        __syncthreads();
+        if (threadIdx.x == 0) wait_until(shared.done, static_cast<unsigned>(num));
+        __syncthreads();
+    }
+    __device__ __forceinline__ Row row(int first, int i) const { return {i < 0 ? nullptr : out + (first + i) * pitch}; }
+    __device__ __forceinline__ uint4 piece(const Row& row, int k) const { return load_piece(row.x, k, columns); }
+
+private:
+    __device__ __forceinline__ void take_rows(Progress& shared, int first, int num) const {
+        while (true) {
+            unsigned taken = threadIdx.x % 32 == 0 ? atomicAdd(&shared.taken, 1u) : 0;
+            taken = __shfl_sync(kAllLanes, taken, 0);
+            if (taken >= static_cast<unsigned>(num)) return;
+            const int row = first + static_cast<int>(taken);
+            write_by_warp(from.row_by_warp(row), out + row * pitch);
+            __threadfence();  // each lane's part, before the row is counted
+            __syncwarp();
+            if (threadIdx.x % 32 == 0) atomicAdd(&shared.done, 1u);
+        }
+    }
+    __device__ __forceinline__ void write_by_warp(const typename NormedRows<T>::Row& x, T* to) const {
+#pragma unroll 4
+        for (int k = static_cast<int>(threadIdx.x) % 32 * kVector<T>; k < columns; k += 32 * kVector<T>) {
+            *reinterpret_cast<uint4*>(to + k) = from.piece(x, k);
+        }
     }
 };
 
@@ -274,6 +350,7 @@ std::optional<cudaError_t> by_library(const OutputsMap<T, TILES, ADDS>& map, con
 // The choice never shows in a result, but that of a library; the limits are for speed and for the number of kernels of a step.
 constexpr int64_t kOneColumn = kColumnTokens;       // rows
 constexpr int64_t kTwoColumns = 2 * kColumnTokens;  // up to here each block norms its rows for itself
+constexpr int kMostColumns = 4;                     // of tokens, of a block of few_rows
 constexpr int64_t kFewRows = 64;
 constexpr int64_t kMostBlocks = 264;  // of few_rows; each norms once and walks several units
 static_assert(kTwoColumns <= kMostNormed);
@@ -293,10 +370,10 @@ cudaError_t launch_few(const Map& map, const Operand& x, int64_t num_rows, const
                   chunking, num_rows);
 }
 
-template <class T, class Map>
-cudaError_t launch_many(const Map& map, const PlainRows<T, T>& x, int64_t num_rows, const Launch& at) {
+template <class T, class Map, class Operand>
+cudaError_t launch_many(const Map& map, const Operand& x, int64_t num_rows, const Launch& at) {
     const dim3 grid(blocks_of(map.num_units(), kManyUnits), blocks_of(num_rows, kManyTokens));
-    return launch({grid, kManyThreads, 0, at.stream, at.overlaps_previous}, many_rows<T, Map>, map, x.x, x.pitch,
+    return launch({grid, kManyThreads, 0, at.stream, at.overlaps_previous}, many_rows<T, Map, Operand>, map, x,
                   chunking_of<T>(x.columns), num_rows);
 }
 
@@ -309,18 +386,39 @@ inline int64_t buffer_bytes(int64_t rows, int64_t columns, int64_t element_bytes
     return (rows * (columns + 15) * element_bytes + 255) / 256 * 256;
 }
 
-// Rows as products take them, written to scratch where they are not.
 template <class T, class Operand>
-cudaError_t prepared(const Operand& x, int64_t num_rows, const Launch& at, PlainRows<T, T>& out) {
-    if constexpr (std::is_same_v<Operand, PlainRows<T, T>>) {
-        out = x;
-        return cudaSuccess;
-    } else {
-        T* buffer = static_cast<T*>(at.scratch);
-        out = {buffer, pitch_of<T>(x.columns), x.columns};
-        return launch({blocks_of(num_rows, 1), 256, 0, at.stream, at.overlaps_previous}, prepare_rows<T, Operand>, x,
-                      buffer, out.pitch);
-    }
+cudaError_t launch_prepare(const Operand& x, T* out, int64_t pitch, int64_t num_rows, const Launch& at) {
+    return launch({blocks_of(num_rows, 1), 256, 0, at.stream, at.overlaps_previous}, prepare_rows<T, Operand>, x, out,
+                  pitch);
+}
+
+// Rows as products of many take them, written to scratch where they are not.
+template <class T>
+cudaError_t prepare(const PlainRows<T, T>& x, int64_t, const Launch&, PlainRows<T, T>& out) {
+    out = x;
+    return cudaSuccess;
+}
+template <class T, class S>
+cudaError_t prepare(const PlainRows<T, S>& x, int64_t num_rows, const Launch& at, PlainRows<T, T>& out) {
+    T* buffer = static_cast<T*>(at.scratch);
+    out = {buffer, pitch_of<T>(x.columns), x.columns};
+    return launch_prepare(x, buffer, out.pitch, num_rows, at);
+}
+template <class T>
+cudaError_t prepare(const NormedRows<T>& x, int64_t num_rows, const Launch& at, PreparedRows<T>& out) {
+    const bool library_may_multiply = at.library && num_rows > kFewRows;
+    out = {x, static_cast<T*>(at.scratch), pitch_of<T>(x.columns), x.columns,
+           library_may_multiply ? nullptr : at.progress};
+    return out.progress ? cudaSuccess : launch_prepare(x, out.out, out.pitch, num_rows, at);
+}
+
+template <class T>
+LibraryRows library_rows(const PlainRows<T, T>& x, int64_t num_rows) {
+    return {x.x, num_rows, x.columns, x.pitch};
+}
+template <class T>
+LibraryRows library_rows(const PreparedRows<T>& x, int64_t num_rows) {
+    return {x.out, num_rows, x.columns, x.pitch};
 }
 
 // `narrow`: the map for one column of tokens, where many small units fill the device; `wide`: for more.
@@ -329,15 +427,15 @@ cudaError_t product(const Narrow& narrow, const Wide& wide, const Operand& x, in
     if (num_rows == 0) return cudaSuccess;  // an empty grid is a launch error
     if (num_rows <= kOneColumn) return launch_few<T, 1>(narrow, x, num_rows, at);
     if (num_rows <= kTwoColumns) return launch_few<T, 2>(wide, x, num_rows, at);
-    PlainRows<T, T> typed;
-    const cudaError_t error = prepared<T>(x, num_rows, at, typed);
+    std::conditional_t<std::is_same_v<Operand, NormedRows<T>>, PreparedRows<T>, PlainRows<T, T>> rows;
+    const cudaError_t error = prepare(x, num_rows, at, rows);
     if (error != cudaSuccess) return error;
-    if (num_rows <= kFewRows) return launch_few<T, 4>(wide, typed, num_rows, at);
+    if (num_rows <= kFewRows) return launch_few<T, kMostColumns>(wide, rows, num_rows, at);
     if (at.library) {
-        const auto by = by_library<T>(wide, LibraryRows{typed.x, num_rows, typed.columns, typed.pitch}, at);
+        const auto by = by_library<T>(wide, library_rows(rows, num_rows), at);
         if (by) return *by;
     }
-    return launch_many<T>(wide, typed, num_rows, at);
+    return launch_many<T>(wide, rows, num_rows, at);
 }
 
 template <class T, bool ADDS, class Operand>
@@ -362,6 +460,9 @@ __global__ void embed_rows(const Embed a) {
     wait_for_previous();
     let_next_start();
     const int64_t row = blockIdx.x;
+    for (int64_t i = row * blockDim.x + threadIdx.x; i < a.num_progress; i += int64_t{gridDim.x} * blockDim.x) {
+        a.progress[i] = {};
+    }
     const EmbedWeights w = weights_of(a.weights);
     const T* from = static_cast<const T*>(w.table) + a.tokens[row] * w.stride;
     for (int64_t k = threadIdx.x; k < a.hidden; k += blockDim.x) a.out[row * a.hidden + k] = to_float(from[k]);
@@ -393,8 +494,14 @@ cudaError_t attention_in(const AttentionIn& a, const Launch& at) {
 
 template <class T>
 cudaError_t attention_out(const AttentionOut& a, const Launch& at) {
-    const PlainRows<T, float> x = {a.attended, a.columns, static_cast<int>(a.columns)};
-    return outputs<T, true>(part(a.weights, &AttentionOutWeights::out), a.hidden, a.x, x, a.num_tokens, at);
+    const Live<Matrix> weights = part(a.weights, &AttentionOutWeights::out);
+    const int columns = static_cast<int>(a.columns);
+    if (a.is_rounded) {
+        const PlainRows<T, T> x = {static_cast<const T*>(a.attended), a.columns, columns};
+        return outputs<T, true>(weights, a.hidden, a.x, x, a.num_tokens, at);
+    }
+    const PlainRows<T, float> x = {static_cast<const float*>(a.attended), a.columns, columns};
+    return outputs<T, true>(weights, a.hidden, a.x, x, a.num_tokens, at);
 }
 
 template <class T>
