@@ -394,18 +394,18 @@ cudaError_t launch_prepare(const Operand& x, T* out, int64_t pitch, int64_t num_
 
 // Rows as products of many take them, written to scratch where they are not.
 template <class T>
-cudaError_t prepare(const PlainRows<T, T>& x, int64_t, const Launch&, PlainRows<T, T>& out) {
+cudaError_t prepared(const PlainRows<T, T>& x, int64_t, const Launch&, PlainRows<T, T>& out) {
     out = x;
     return cudaSuccess;
 }
 template <class T, class S>
-cudaError_t prepare(const PlainRows<T, S>& x, int64_t num_rows, const Launch& at, PlainRows<T, T>& out) {
+cudaError_t prepared(const PlainRows<T, S>& x, int64_t num_rows, const Launch& at, PlainRows<T, T>& out) {
     T* buffer = static_cast<T*>(at.scratch);
     out = {buffer, pitch_of<T>(x.columns), x.columns};
     return launch_prepare(x, buffer, out.pitch, num_rows, at);
 }
 template <class T>
-cudaError_t prepare(const NormedRows<T>& x, int64_t num_rows, const Launch& at, PreparedRows<T>& out) {
+cudaError_t prepared(const NormedRows<T>& x, int64_t num_rows, const Launch& at, PreparedRows<T>& out) {
     const bool library_may_multiply = at.library && num_rows > kFewRows;
     out = {x, static_cast<T*>(at.scratch), pitch_of<T>(x.columns), x.columns,
            library_may_multiply ? nullptr : at.progress};
@@ -428,7 +428,7 @@ cudaError_t product(const Narrow& narrow, const Wide& wide, const Operand& x, in
     if (num_rows <= kOneColumn) return launch_few<T, 1>(narrow, x, num_rows, at);
     if (num_rows <= kTwoColumns) return launch_few<T, 2>(wide, x, num_rows, at);
     std::conditional_t<std::is_same_v<Operand, NormedRows<T>>, PreparedRows<T>, PlainRows<T, T>> rows;
-    const cudaError_t error = prepare(x, num_rows, at, rows);
+    const cudaError_t error = prepared(x, num_rows, at, rows);
     if (error != cudaSuccess) return error;
     if (num_rows <= kFewRows) return launch_few<T, kMostColumns>(wide, rows, num_rows, at);
     if (at.library) {

@@ -21,7 +21,7 @@ struct Index {
 enum class Order { forward, backward };
 inline Order order = Order::forward;
 
-inline int num_launches = 0;
+inline int num_launches = 0;  // of kernels, so far
 
 // Runs `thread` as every thread of every block. Each block gets `shared_bytes` of dynamic shared memory, full of NaN.
 void run(Index grid, Index block, size_t shared_bytes, const std::function<void()>& thread);
