@@ -56,7 +56,7 @@ struct Norm {
     float eps;
 };
 
-// What the blocks of a kernel count where they prepare rows for each other (PreparedRows in layers.cuh): rows that some of
+// What the blocks of a kernel count where they prepare rows for each other (PreparedRows in operands.cuh): rows that some of
 // them have taken, and rows that are done.
 struct Progress {
     unsigned taken, done;

@@ -16,7 +16,8 @@
 //     store(unit, row, token, y)     y [kTiles]: output `row` (0 to 15) of each tile, with its bias
 // Where x comes from is an Operand's:
 //     begin(first, num)      called by the whole block before it takes anything of rows [first, first + num)
-//     row(first, i)          -> Row, what a lane has to know of row first + i; i = -1: of none
+//     row(first, i)          -> Row, what a lane has to know of row first + i; i = -1: of none. many_rows wants its elements
+//                            of T as they lie, Row::x
 //     piece(row, k)          -> uint4, elements k, k + 1, ... of a row as the instruction takes them; 0 beyond the row's end
 
 #include <cstdint>
