@@ -84,6 +84,10 @@ struct Way {
     bool from_table = false;   // weights
     bool by_position = false;  // rotary angles
     bool rest = false;         // every other row is at rest
+    bool together = false;     // more than 16 rows are normed by the kernel that takes them
+    bool rounded = false;      // attended
+    unsigned asked = 0;        // with `together`: of each column of blocks, how often others have asked for a row,
+    unsigned done = 0;         // and how many they have written: to NaN
 };
 
 class Layer {
@@ -122,7 +126,12 @@ public:
         cuda::Live<cuda::EmbedWeights> weights = {{head.values.data(), head.stride}};
         const cuda::EmbedWeights table = weights.value;
         if (way.from_table) weights = {{}, &table};
-        run(count, layers().embed, cuda::Embed{count, &ids[first], weights, shape.hidden, embedded.data()});
+        std::vector<cuda::Progress> progress(1000, {7, 9});  // more than a block has threads
+        run(count, layers().embed,
+            cuda::Embed{count, &ids[first], weights, shape.hidden, embedded.data(), progress.data(), 999}, way);
+        for (int64_t i = 0; count > 0 && i < 1000; ++i) {
+            check((progress[i].taken == 0) == (i < 999) && (progress[i].done == 0) == (i < 999), "what is set to zero");
+        }
         return split(embedded, count, shape.hidden);
     }
 
@@ -141,7 +150,8 @@ public:
         run(count, layers().attention_in,
             cuda::AttentionIn{count, &x[first * s.hidden], s.hidden, weights, norm_of(), angles(cos), angles(sin),
                               way.by_position ? &positions[first] : nullptr, to.data(), s.heads, s.kv_heads, s.d,
-                              kBlockSize, keys.data(), values.data(), q_out.data()});
+                              kBlockSize, keys.data(), values.data(), q_out.data()},
+            way);
         Rows all = split(q_out, count, s.heads * s.d);
         for (Values* cache : {&keys, &values}) {
             for (int64_t i = 0; i < count; ++i) {
@@ -160,8 +170,11 @@ public:
         cuda::Live<cuda::AttentionOutWeights> weights = {{out.matrix()}};
         const cuda::AttentionOutWeights table = weights.value;
         if (way.from_table) weights = {{}, &table};
+        Values rounded(type, count * out.columns);
+        for (int64_t i = 0; i < count * out.columns; ++i) rounded.set(i, attended[first * out.columns + i]);
+        const void* from = way.rounded ? rounded.data() : &attended[first * out.columns];
         run(count, layers().attention_out,
-            cuda::AttentionOut{count, &attended[first * out.columns], out.columns, weights, shape.hidden, sums.data()});
+            cuda::AttentionOut{count, from, out.columns, weights, shape.hidden, sums.data(), way.rounded}, way);
         return split(sums, count, shape.hidden);
     }
 
@@ -171,19 +184,20 @@ public:
         const cuda::MlpWeights table = weights.value;
         if (way.from_table) weights = {{}, &table};
         run(count, layers().mlp,
-            cuda::Mlp{count, weights, norm_of(), shape.gated, shape.activation, shape.hidden, shape.inner,
-                      sums.data()});
+            cuda::Mlp{count, weights, norm_of(), shape.gated, shape.activation, shape.hidden, shape.inner, sums.data()},
+            way);
         return split(sums, count, shape.hidden);
     }
 
     Rows run_head(int64_t first, int64_t count, Way way) const {
-        std::vector<float> logits(count * shape.vocab, -7.0f);
+        const Scratch memory(count * shape.vocab * static_cast<int64_t>(sizeof(float)));
+        auto* logits = reinterpret_cast<float*>(memory.memory);
         cuda::Live<cuda::HeadWeights> weights = {{norm.data(), head.matrix()}};
         const cuda::HeadWeights table = weights.value;
         if (way.from_table) weights = {{}, &table};
         run(count, layers().head,
-            cuda::Head{count, &x[first * shape.hidden], shape.hidden, shape.vocab, weights, norm_of(), logits.data()});
-        return split(logits, count, shape.vocab);
+            cuda::Head{count, &x[first * shape.hidden], shape.hidden, shape.vocab, weights, norm_of(), logits}, way);
+        return split({logits, logits + count * shape.vocab}, count, shape.vocab);
     }
 
     // That `results`, of rows [0, count) of each entry, are near the truth.
@@ -236,6 +250,7 @@ public:
     const Shape& shape;
     const Type type;
     cuda::ProductLibrary* library = nullptr;
+    mutable std::vector<cuda::Progress> progress;  // of the last entry that ran
 
 private:
     Oracle oracle() const { return {type, type != Type::float32, std::string(name_of(type)) + ", " + shape.name}; }
@@ -248,12 +263,14 @@ private:
     cpu::Norm cpu_norm() const { return {norm.data(), shape.float_norms || type == Type::float32, 1e-5f}; }
 
     template <class Args>
-    void run(int64_t count, cudaError_t (*entry)(const Args&, const cuda::Launch&), const Args& args) const {
+    void run(int64_t count, cudaError_t (*entry)(const Args&, const cuda::Launch&), const Args& args, Way way) const {
         const int64_t widest = std::max({shape.hidden, shape.inner, shape.heads * shape.d});
         const Scratch scratch(cuda::scratch_bytes(count, widest, type == Type::float32 ? 4 : 2));
         const Scratch library_scratch(library ? cuda::library_scratch_bytes(count, widest) : 0);
-        check(entry(args, {nullptr, scratch.memory, false, library, library_scratch.memory}) == cudaSuccess,
-              "the launch");
+        progress.assign(cuda::num_progress(count), {way.asked, way.done});
+        cuda::Launch launch{nullptr, scratch.memory, false, library, library_scratch.memory};
+        if (way.together) launch.progress = progress.data();
+        check(entry(args, launch) == cudaSuccess, "the launch");
     }
 
     std::vector<float> some_x(int64_t first, int64_t count) const {
@@ -385,6 +402,47 @@ void rotary_angles_by_position() {
     }
 }
 
+const std::vector<int64_t> kSomeCounts = {17, 66};
+
+bool norms(const Entry& entry) { return entry.run != &Layer::run_embed && entry.run != &Layer::run_attention_out; }
+
+// Rows that the kernel of a product norms as well, each once; and attended rows that come as attention writes them.
+void what_a_kernel_prepares_has_the_same_bits() {
+    for_each_case([](const Layer& layer, const Entry& entry, const std::string& what) {
+        const Rows all = (layer.*entry.run)(0, kMostRows, {});
+        const bool is_first = &layer.shape == &kShapes[0];
+        for (const int64_t count : is_first ? std::vector<int64_t>{9, 17, 33, 64, 65, kMostRows} : kSomeCounts) {
+            simt::order = count % 2 ? simt::Order::backward : simt::Order::forward;
+            const int before = simt::num_launches;
+            const Rows rows = (layer.*entry.run)(0, count, {.together = true, .rounded = true});
+            simt::order = simt::Order::forward;
+            check_same(rows, all, 0, what + ", " + std::to_string(count) + " rows");
+            check(simt::num_launches - before == (entry.run == &Layer::run_mlp ? 2 : 1), what + ": kernels");
+            unsigned num_done = 0;
+            for (const auto& [taken, done] : layer.progress) num_done += done;
+            check(num_done == (norms(entry) && count > 16 ? count : 0), what + ": each row is normed once");
+        }
+    });
+}
+
+// Rows that other blocks have taken are theirs; all others are written.
+void rows_that_others_have_taken_are_left_to_them() {
+    const Layer layer(kUnaligned, Type::bfloat16);
+    for (const int64_t count : {20, 70}) {  // up to 32 rows share a progress, and up to 128
+        const Rows expected = layer.run_head(0, count, {});
+        for (const unsigned done : {1u, 5u, static_cast<unsigned>(count)}) {
+            const unsigned asked = done == count ? done + 3 : done;  // in vain
+            const Rows rows = layer.run_head(0, count, {.together = true, .asked = asked, .done = done});
+            for (int64_t i = 0; i < count; ++i) {
+                const bool is_ours = i >= done;
+                check(is_ours ? rows[i] == expected[i] : std::isnan(read(Type::float32, rows[i].data(), 0)),
+                      std::to_string(done) + " rows are done, row " + std::to_string(i));
+            }
+            check(layer.progress[0].done == count, "not all rows are done");
+        }
+    }
+}
+
 void the_order_of_threads_does_not_show() {
     for_each_case(
         [](const Layer& layer, const Entry& entry, const std::string& what) {
@@ -415,7 +473,7 @@ void many_rows_by_a_library() {
             const auto library = cuda::make_cublaslt();
             layer.library = library.get();
             fake_cublaslt::num_products = 0;
-            const Rows rows = (layer.*entry.run)(0, kManyRows, {});
+            const Rows rows = (layer.*entry.run)(0, kManyRows, {.together = true});  // which the library cannot
             check(fake_cublaslt::num_products == products_of(layer, entry),
                   what + ": other products are the library's");
             (layer.*entry.check)(rows);
@@ -507,6 +565,8 @@ int main(int, char** arguments) {
             {"near the oracle, and the same bits for any number of rows",
              near_the_oracle_and_the_same_bits_for_any_number_of_rows},
             {"a row at rest writes nothing to the cache", a_row_at_rest_writes_nothing_to_the_cache},
+            {"what a kernel prepares has the same bits", what_a_kernel_prepares_has_the_same_bits},
+            {"rows that others have taken are left to them", rows_that_others_have_taken_are_left_to_them},
             {"weights through a table", weights_through_a_table},
             {"rotary angles by position", rotary_angles_by_position},
             {"the order of threads does not show", the_order_of_threads_does_not_show},

@@ -4,6 +4,7 @@
 #include <cublasLt.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -23,7 +24,7 @@ namespace {
 
 using namespace cuda;
 
-constexpr int64_t kBlockSize = 16, kBlocks = 80, kPositions = 128;
+constexpr int64_t kBlockSize = 16, kBlocks = 140, kPositions = 128;
 constexpr int64_t kHidden = 32, kHeads = 4, kKvHeads = 2, kHeadDim = 8, kInner = 48, kVocab = 40, kLayers = 2;
 
 // Numbers from a seed, between -1 and 1 times `scale`.
@@ -133,19 +134,6 @@ public:
     bool reached(int64_t) override { return true; }
     void wait() override {}
 
-private:
-    struct Graph {
-        StepModel model;
-        StepState state;
-        int64_t rows;
-        void* workspace;
-    };
-
-    static void launch(const Graph& graph) {
-        check(launch_step(graph.model, graph.state, graph.rows, graph.workspace, nullptr) == cudaSuccess,
-              "a launch fails");
-    }
-
     // Captured: the sizes hold, the addresses of these weights need not.
     StepModel step_model() {
         StepModel step = {};
@@ -167,6 +155,22 @@ private:
                                    machine_.keys[i].data(), machine_.values[i].data()});
         }
         return step;
+    }
+
+private:
+    struct Graph {
+        StepModel model;
+        StepState state;
+        int64_t rows;
+        void* workspace;
+    };
+
+    // A step needs nothing of what others have left in the workspace.
+    static void launch(const Graph& graph) {
+        const int64_t bytes = step_workspace_bytes(graph.model, graph.state.most_blocks, graph.rows);
+        std::memset(graph.workspace, 0xff, static_cast<size_t>(bytes));
+        check(launch_step(graph.model, graph.state, graph.rows, graph.workspace, nullptr) == cudaSuccess,
+              "a launch fails");
     }
 
     Machine& machine_;
@@ -242,15 +246,15 @@ void run(StepLoop& loop, std::vector<Row*> rows, int num_steps) {
 }
 
 std::unique_ptr<StepLoop> make_loop(Machine& machine) {
-    return std::make_unique<StepLoop>(std::make_unique<EmulatedDevice>(machine), kBlockSize, kVocab, 128);
+    return std::make_unique<StepLoop>(std::make_unique<EmulatedDevice>(machine), kBlockSize, kVocab, 256);
 }
 
 constexpr int kSteps = 40;  // over two ends of blocks
 
-Row alone(int64_t number) {
+Row alone(int64_t number, int num_steps = kSteps) {
     Machine machine;
     Row row(number);
-    run(*make_loop(machine), {&row}, kSteps);
+    run(*make_loop(machine), {&row}, num_steps);
     return row;
 }
 
@@ -308,13 +312,62 @@ void weights_may_move() {
 
 constexpr int64_t kManyRows = 70;
 
-std::vector<Row> many(StepLoop& loop, int num_steps) {
+std::vector<Row> many(StepLoop& loop, int num_steps, int64_t num_rows = kManyRows) {
     std::vector<Row> rows;
-    for (int64_t i = 0; i < kManyRows; ++i) rows.emplace_back(i);
+    for (int64_t i = 0; i < num_rows; ++i) rows.emplace_back(i);
     std::vector<Row*> all;
     for (Row& row : rows) all.push_back(&row);
     run(loop, all, num_steps);
     return rows;
+}
+
+// In every bucket: those up to 16 rows, where each block norms for itself, up to 64, and those beyond.
+void a_row_is_the_same_in_every_bucket() {
+    constexpr int num_steps = 2;
+    for (const int64_t num_rows : {2, 3, 7, 16, 17, 33, 65, 130}) {
+        Machine machine;
+        const auto loop = make_loop(machine);
+        const std::vector<Row> rows = many(*loop, num_steps, num_rows);
+        for (const int64_t i : {int64_t{0}, num_rows - 1}) check_same(rows[i], alone(i, num_steps));
+    }
+}
+
+// Kernels of a step of rows at rest.
+int kernels_of(const StepModel& model, int64_t rows, int64_t most_blocks) {
+    StepState state = {};
+    std::vector<int64_t> tokens(rows), positions(rows), slots(rows, -1), limits(rows), blocks(rows * most_blocks);
+    std::vector<BatchRow> at_rest(rows);
+    std::vector<StepSampling> sampling(rows);
+    std::vector<StepResult> results(rows);
+    state.tokens = tokens.data();
+    state.positions = positions.data();
+    state.rows = at_rest.data();
+    state.slots = slots.data();
+    state.limits = limits.data();
+    state.sampling = sampling.data();
+    state.block_table = blocks.data();
+    state.most_blocks = most_blocks;
+    state.block_size = kBlockSize;
+    state.results = results.data();
+    state.num_results = 1;
+    const auto bytes = static_cast<size_t>(step_workspace_bytes(model, most_blocks, rows));
+    const std::unique_ptr<void, void (*)(void*)> workspace(std::aligned_alloc(256, bytes), std::free);
+    const int before = simt::num_launches;
+    check(launch_step(model, state, rows, workspace.get(), nullptr) == cudaSuccess, "a launch fails");
+    return simt::num_launches - before;
+}
+
+// Up to the largest bucket, for whose rows attention's pieces are computed one by one and need no merge.
+void a_layer_is_at_most_six_kernels() {
+    constexpr int beside = 3;  // embed, head, sampler
+    Machine machine;
+    EmulatedDevice device(machine);
+    device.refresh(kPositions);
+    for (int64_t rows = 1; rows <= 256; rows *= 2) {
+        const int num = kernels_of(device.step_model(), rows, /*most_blocks=*/32);
+        check(num == kLayers * (rows < 256 ? 6 : 5) + beside,
+              std::to_string(rows) + " rows are " + std::to_string(num) + " kernels");
+    }
 }
 
 // Whose launches hold the addresses of weights: where those have moved, a step is captured again.
@@ -359,6 +412,8 @@ int main(int argc, char** argv) {
         {
             {"a row is what it is alone", a_row_is_what_it_is_alone},
             {"weights may move", weights_may_move},
+            {"a row is the same in every bucket", a_row_is_the_same_in_every_bucket},
+            {"a layer is at most six kernels", a_layer_is_at_most_six_kernels},
             {"a library multiplies many rows", a_library_multiplies_many_rows},
         },
         argc > 1 ? argv[1] : nullptr);

@@ -106,10 +106,14 @@ __global__ void count(int* counter, unsigned* last_block, unsigned* tickets) {
 }
 
 void atomics_and_the_last_block() {
-    int counter = 0;
-    unsigned last = 77, tickets = 0;
-    check(cuda::launch({5, 96}, count, &counter, &last, &tickets) == cudaSuccess, "the launch");
-    check(counter == 5 * 96 * 2 && last == 4 && tickets == 5, "counts");
+    for (const simt::Order order : {simt::Order::forward, simt::Order::backward}) {
+        simt::order = order;
+        int counter = 0;
+        unsigned last = 77, tickets = 0;
+        check(cuda::launch({5, 96}, count, &counter, &last, &tickets) == cudaSuccess, "the launch");
+        check(counter == 5 * 96 * 2 && last == (order == simt::Order::forward ? 4 : 0) && tickets == 5, "counts");
+    }
+    simt::order = simt::Order::forward;
 }
 
 template <class T>

@@ -119,6 +119,17 @@ __device__ __forceinline__ Partial partial_of(const Attend& a, int query, int64_
     return {sums + index * a.d, gathered + index};
 }
 
+// An element of out.
+template <class T>
+__device__ __forceinline__ void put(const Attend& a, int64_t index, float sum, float total) {
+    const float value = __fdiv_rn(sum, total);
+    if (a.rounds) {
+        static_cast<T*>(a.out)[index] = from_float<T>(value);
+    } else {
+        static_cast<float*>(a.out)[index] = value;
+    }
+}
+
 // What the threads of a block share.
 template <class T, int Q>
 struct Workspace {
@@ -364,14 +375,15 @@ __global__ void __launch_bounds__(kThreads) attend_tile(Attend a) {
             if (split) {
                 partial.sums[column] = sum;
             } else {
-                a.out[place * d + column] = __fdiv_rn(sum, gathered[i].total);
+                put<T>(a, place * d + column, sum, gathered[i].total);
             }
         }
     }
 }
 
 // The pieces of split attention in their order. x: tile, y: key head, z: query of the tile.
-static __global__ void __launch_bounds__(kThreads) merge_pieces(Attend a) {
+template <class T>
+__global__ void __launch_bounds__(kThreads) merge_pieces(Attend a) {
     wait_for_previous();
     let_next_start();
     const Tile tile = tile_of(a, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y));
@@ -387,7 +399,7 @@ static __global__ void __launch_bounds__(kThreads) merge_pieces(Attend a) {
             const Scales scales = merge(gathered, *fresh.gathered);
             sum = merged(sum, fresh.sums[column], scales);
         }
-        a.out[place * a.d + column] = __fdiv_rn(sum, gathered.total);
+        put<T>(a, place * a.d + column, sum, gathered.total);
     }
 }
 
@@ -400,7 +412,7 @@ cudaError_t launch_tiles(const Attend& a, cudaStream_t stream, bool overlaps_pre
     const dim3 grid(tiles, heads, a.scratch ? pieces : 1);
     const cudaError_t error = launch({grid, kThreads, bytes, stream, overlaps_previous}, attend_tile<T, Q>, a);
     if (error != cudaSuccess || !a.scratch) return error;
-    return launch({dim3(tiles, heads, Q), kThreads, 0, stream, overlaps_previous}, merge_pieces, a);
+    return launch({dim3(tiles, heads, Q), kThreads, 0, stream, overlaps_previous}, merge_pieces<T>, a);
 }
 
 template <class T>

@@ -51,8 +51,9 @@ struct Attend {
     int64_t heads, kv_heads, d;
     float scale;
     AttendTiles tiles;
-    float* out;               // [N, heads, d]
+    void* out;                // [N, heads, d]
     void* scratch = nullptr;  // attend_scratch_bytes, aligned to 16: pieces are computed side by side; null: one by one
+    bool rounds = false;      // out is of T, as the product of attention_out takes it; else float32
 };
 
 // Whether the tiles alone leave a GPU idle, so that pieces should be computed side by side.

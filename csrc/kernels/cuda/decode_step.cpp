@@ -8,10 +8,12 @@ namespace demiurgic::cuda {
 namespace {
 
 struct Workspace {
-    float* x = nullptr;         // [B, H]
-    float* q = nullptr;         // [B, heads * d]
-    float* attended = nullptr;  // [B, heads * d]
-    float* logits = nullptr;    // [B, V]
+    float* x = nullptr;            // [B, H]
+    float* q = nullptr;            // [B, heads * d]
+    void* attended = nullptr;      // [B, heads * d] of T
+    float* logits = nullptr;       // [B, V]
+    Progress* progress = nullptr;  // of the entries that norm, in their order: two of each layer, and the head
+    int64_t num_progress = 0;
     void* products = nullptr;
     void* library = nullptr;
     void* attention = nullptr;
@@ -43,8 +45,10 @@ Workspace workspace_of(const StepModel& model, int64_t most_blocks, int64_t rows
     };
     w.x = floats(rows * model.hidden);
     w.q = floats(rows * widest_q);
-    w.attended = floats(rows * widest_q);
+    w.attended = take(rows * widest_q * model.element_bytes);
     w.logits = floats(rows * model.vocab);
+    w.num_progress = (2 * static_cast<int64_t>(model.layers.size()) + 1) * num_progress(rows);
+    w.progress = static_cast<Progress*>(take(w.num_progress * static_cast<int64_t>(sizeof(Progress))));
     w.products = take(scratch_bytes(rows, widest, model.element_bytes));
     w.library = take(model.library ? library_scratch_bytes(rows, widest) : 0);
     w.attention = take(attention);
@@ -101,6 +105,7 @@ Attend attend(const StepLayer& layer, const StepState& state, int64_t rows, cons
     a.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(layer.head_dim)));
     a.tiles = tiles_of(layer, rows);
     a.out = w.attended;
+    a.rounds = true;
     if (attend_splits(a.tiles, layer.kv_heads, state.most_blocks)) a.scratch = w.attention;
     return a;
 }
@@ -137,20 +142,28 @@ cudaError_t launch_step(const StepModel& model, const StepState& state, int64_t 
     const Launch first{stream, w.products, false, model.library, w.library};
     Launch later = first;
     later.overlaps_previous = model.overlaps;
+    const auto norming = [&](size_t number) {
+        Launch launch = later;
+        launch.progress = w.progress + static_cast<int64_t>(number) * num_progress(rows);
+        return launch;
+    };
     Errors errors;
-    errors.add(entries.embed({rows, state.tokens, {model.model.embed, &on_device->embed}, model.hidden, w.x}, first));
+    errors.add(entries.embed(
+        {rows, state.tokens, {model.model.embed, &on_device->embed}, model.hidden, w.x, w.progress, w.num_progress},
+        first));
     for (size_t i = 0; i < model.layers.size(); ++i) {
         const StepLayer& layer = model.layers[i];
         const LayerTable& table = model.tables[i];
         const LayerTable* there = reinterpret_cast<const LayerTable*>(on_device + 1) + i;
-        errors.add(entries.attention_in(attention_in(model, i, there, state, rows, w), later));
+        errors.add(entries.attention_in(attention_in(model, i, there, state, rows, w), norming(2 * i)));
         errors.add(model.attend(attend(layer, state, rows, w), stream, model.overlaps));
         errors.add(entries.attention_out({rows,
                                           w.attended,
                                           layer.heads * layer.head_dim,
                                           {table.attention_out, &there->attention_out},
                                           model.hidden,
-                                          w.x},
+                                          w.x,
+                                          /*is_rounded=*/true},
                                          later));
         errors.add(entries.mlp({rows,
                                 {table.mlp, &there->mlp},
@@ -160,10 +173,11 @@ cudaError_t launch_step(const StepModel& model, const StepState& state, int64_t 
                                 model.hidden,
                                 layer.inner,
                                 w.x},
-                               later));
+                               norming(2 * i + 1)));
     }
-    errors.add(entries.head(
-        {rows, w.x, model.hidden, model.vocab, {model.model.head, &on_device->head}, model.norm, w.logits}, later));
+    errors.add(
+        entries.head({rows, w.x, model.hidden, model.vocab, {model.model.head, &on_device->head}, model.norm, w.logits},
+                     norming(2 * model.layers.size())));
     errors.add(launch_sample_step(w.logits, model.vocab, rows, model.vocab, state,
                                   {model.sampler_shared_bytes, w.sampler}, model.overlaps, stream));
     return errors.first();

@@ -56,8 +56,9 @@ int64_t step_workspace_bytes(const StepModel& model, int64_t most_blocks, int64_
 // among it, since kernels find them in the tables; those that a library multiplies are.
 std::vector<const void*> captured_addresses(const StepModel& model);
 
-// Launches the step: the embedding, six kernels a layer, the head, the sampler. Each kernel but the first may start while
-// the one before it ends; what runs before the first may be the user's, and write weights.
+// Launches the step: the embedding, at most six kernels a layer whatever the number of rows, the head, the sampler; more only
+// where a library multiplies. Each kernel but the first may start while the one before it ends; what runs before the first
+// may be the user's, and write weights.
 cudaError_t launch_step(const StepModel& model, const StepState& state, int64_t rows, void* workspace,
                         cudaStream_t stream);
 

@@ -77,6 +77,16 @@ __device__ __forceinline__ void let_next_start() {
 #endif
 }
 
+// --- blocks that wait for each other -----------------------------------------------------------------------------------
+
+// Waits until `count` is `least` or more: what other blocks wrote and fenced before they counted can be read from here on. By
+// one thread of a block; the others meet it after.
+__device__ __forceinline__ void wait_until(const volatile unsigned& count, unsigned least) {
+    while (count < least) {
+    }
+    __threadfence();
+}
+
 // --- memory ------------------------------------------------------------------------------------------------------------
 
 // The block's dynamic shared memory, aligned to 16 bytes.

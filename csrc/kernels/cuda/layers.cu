@@ -14,4 +14,7 @@ int64_t library_scratch_bytes(int64_t rows, int64_t widest) {
     return ProductLibrary::kWorkspaceBytes + buffer_bytes(rows, kMostFactors * widest, sizeof(float));
 }
 
+// One for each column of blocks, the smallest of which have four columns of tokens.
+int64_t num_progress(int64_t rows) { return rows <= kTwoColumns ? 0 : blocks_of(rows, kMostColumns * kColumnTokens); }
+
 }  // namespace demiurgic::cuda

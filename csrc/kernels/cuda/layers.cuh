@@ -1,127 +1,16 @@
 #pragma once
 
-// The entries of layers.h for one type T: what their products are made of (Maps), where x comes from (Operands), and which
-// kernel runs for how many rows. Arithmetic that a compiler might fuse is written as intrinsics that are never fused: one
-// function is compiled into several kernels, and they must agree bit for bit.
+// The entries of layers.h for one type T: what their products are made of (Maps), and which kernel runs for how many rows.
+// Arithmetic that a compiler might fuse is written as intrinsics that are never fused, here and in operands.cuh: one function
+// is compiled into several kernels, and they must agree bit for bit.
 
 #include <type_traits>
 
 #include "kernels/cuda/library_products.cuh"
+#include "kernels/cuda/operands.cuh"
 #include "kernels/cuda/products.cuh"
 
 namespace demiurgic::cuda {
-
-// --- operands ----------------------------------------------------------------------------------------------------------
-
-// x [rows, pitch] of S, which becomes T where it is taken.
-template <class T, class S>
-struct PlainRows {
-    const S* x;
-    int64_t pitch;
-    int columns;
-
-    struct Row {
-        const S* x;  // null: none
-    };
-    __device__ __forceinline__ void begin(int, int) const {}
-    __device__ __forceinline__ Row row(int first, int i) const { return {i < 0 ? nullptr : x + (first + i) * pitch}; }
-    __device__ __forceinline__ uint4 piece(const Row& row, int k) const {
-        if constexpr (std::is_same_v<S, T>) {
-            return load_piece(row.x, k, columns);
-        } else {
-            float values[kVector<T>];
-            load_some(row.x, k, columns, values);
-            return piece_of<T>(values);
-        }
-    }
-};
-
-constexpr int kMostNormed = 16;  // rows that a block norms
-
-// Where a block keeps the scales of its rows.
-__device__ __forceinline__ float* shared_scales() {
-    __shared__ float scales[kMostNormed];
-    return scales;
-}
-
-// scales [num]: 1 / sqrt(mean(x^2) + eps) of rows x(0), ..., by the whole block. A row is dealt out 128 elements at a time to
-// up to 32 strands; a strand is summed lane by lane, then the lanes, then the strands: an order of the columns alone.
-template <class RowOf>
-__device__ __forceinline__ void rms_scales(int num, int columns, float eps, RowOf x, float* scales) {
-    constexpr int kPiece = 128, kMostStrands = 32;
-    __shared__ float sums[kMostNormed][kMostStrands];
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    const int num_warps = static_cast<int>(blockDim.x) / 32, num_pieces = (columns + kPiece - 1) / kPiece;
-    const int strands = num_pieces < kMostStrands ? num_pieces : kMostStrands;
-    for (int i = warp; i < num * strands; i += num_warps) {
-        const float* row = x(i / strands);
-        float sum = 0;
-        for (int piece = i % strands; piece < num_pieces; piece += kMostStrands) {
-            float values[4];
-            load_some(row, piece * kPiece + lane * 4, columns, values);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) sum = __fmaf_rn(values[j], values[j], sum);
-        }
-        sum = warp_sum(sum);
-        if (lane == 0) sums[i / strands][i % strands] = sum;
-    }
-    __syncthreads();
-    for (int i = warp; i < num; i += num_warps) {
-        const float sum = warp_sum(lane < strands ? sums[i][lane] : 0.0f);
-        const float mean = __fdiv_rn(sum, static_cast<float>(columns));
-        if (lane == 0) scales[i] = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, eps)));
-    }
-    __syncthreads();
-}
-
-// The RMSNorm (Zhang and Sennrich, 2019) of x [., columns] float32, rounded to T once.
-template <class T>
-struct NormedRows {
-    const float* x;
-    int columns;
-    Live<const void*> weight;  // [columns]
-    Norm norm;
-
-    struct Row {
-        const float* x;  // null: none
-        float scale;
-        const void* weight;
-    };
-    __device__ __forceinline__ const float* at(int row) const { return x + static_cast<int64_t>(row) * columns; }
-    __device__ __forceinline__ void begin(int first, int num) const {
-        rms_scales(num, columns, norm.eps, [&](int i) { return at(first + i); }, shared_scales());
-    }
-    __device__ __forceinline__ Row row(int first, int i) const {
-        if (i < 0) return {nullptr, 0, nullptr};
-        return {at(first + i), shared_scales()[i], weights_of(weight)};
-    }
-    __device__ __forceinline__ uint4 piece(const Row& row, int k) const {
-        float values[kVector<T>], weights[kVector<T>];
-        load_some(row.x, k, columns, values);
-        if (norm.is_float) {
-            load_some(static_cast<const float*>(row.weight), k, columns, weights);
-        } else {
-            load_some(static_cast<const T*>(row.weight), k, columns, weights);
-        }
-#pragma unroll
-        for (int i = 0; i < kVector<T>; ++i) values[i] = __fmul_rn(__fmul_rn(values[i], row.scale), weights[i]);
-        return piece_of<T>(values);
-    }
-};
-
-// out [rows, pitch]: rows as products take them. One block a row.
-template <class T, class Operand>
-__global__ void prepare_rows(const Operand operand, T* out, const int64_t pitch) {
-    wait_for_previous();
-    let_next_start();
-    const int row = static_cast<int>(blockIdx.x);
-    operand.begin(row, 1);
-    const typename Operand::Row x = operand.row(row, 0);
-    for (int k = static_cast<int>(threadIdx.x) * kVector<T>; k < operand.columns;
-         k += static_cast<int>(blockDim.x) * kVector<T>) {
-        *reinterpret_cast<uint4*>(out + row * pitch + k) = operand.piece(x, k);
-    }
-}
 
 // --- maps --------------------------------------------------------------------------------------------------------------
 
@@ -274,6 +163,7 @@ std::optional<cudaError_t> by_library(const OutputsMap<T, TILES, ADDS>& map, con
 // The choice never shows in a result, but that of a library; the limits are for speed and for the number of kernels of a step.
 constexpr int64_t kOneColumn = kColumnTokens;       // rows
 constexpr int64_t kTwoColumns = 2 * kColumnTokens;  // up to here each block norms its rows for itself
+constexpr int kMostColumns = 4;                     // of tokens, of a block of few_rows
 constexpr int64_t kFewRows = 64;
 constexpr int64_t kMostBlocks = 264;  // of few_rows; each norms once and walks several units
 static_assert(kTwoColumns <= kMostNormed);
@@ -293,10 +183,10 @@ cudaError_t launch_few(const Map& map, const Operand& x, int64_t num_rows, const
                   chunking, num_rows);
 }
 
-template <class T, class Map>
-cudaError_t launch_many(const Map& map, const PlainRows<T, T>& x, int64_t num_rows, const Launch& at) {
+template <class T, class Map, class Operand>
+cudaError_t launch_many(const Map& map, const Operand& x, int64_t num_rows, const Launch& at) {
     const dim3 grid(blocks_of(map.num_units(), kManyUnits), blocks_of(num_rows, kManyTokens));
-    return launch({grid, kManyThreads, 0, at.stream, at.overlaps_previous}, many_rows<T, Map>, map, x.x, x.pitch,
+    return launch({grid, kManyThreads, 0, at.stream, at.overlaps_previous}, many_rows<T, Map, Operand>, map, x,
                   chunking_of<T>(x.columns), num_rows);
 }
 
@@ -309,18 +199,39 @@ inline int64_t buffer_bytes(int64_t rows, int64_t columns, int64_t element_bytes
     return (rows * (columns + 15) * element_bytes + 255) / 256 * 256;
 }
 
-// Rows as products take them, written to scratch where they are not.
 template <class T, class Operand>
-cudaError_t prepared(const Operand& x, int64_t num_rows, const Launch& at, PlainRows<T, T>& out) {
-    if constexpr (std::is_same_v<Operand, PlainRows<T, T>>) {
-        out = x;
-        return cudaSuccess;
-    } else {
-        T* buffer = static_cast<T*>(at.scratch);
-        out = {buffer, pitch_of<T>(x.columns), x.columns};
-        return launch({blocks_of(num_rows, 1), 256, 0, at.stream, at.overlaps_previous}, prepare_rows<T, Operand>, x,
-                      buffer, out.pitch);
-    }
+cudaError_t launch_prepare(const Operand& x, T* out, int64_t pitch, int64_t num_rows, const Launch& at) {
+    return launch({blocks_of(num_rows, 1), 256, 0, at.stream, at.overlaps_previous}, prepare_rows<T, Operand>, x, out,
+                  pitch);
+}
+
+// Rows as products of many take them, written to scratch where they are not.
+template <class T>
+cudaError_t prepared(const PlainRows<T, T>& x, int64_t, const Launch&, PlainRows<T, T>& out) {
+    out = x;
+    return cudaSuccess;
+}
+template <class T, class S>
+cudaError_t prepared(const PlainRows<T, S>& x, int64_t num_rows, const Launch& at, PlainRows<T, T>& out) {
+    T* buffer = static_cast<T*>(at.scratch);
+    out = {buffer, pitch_of<T>(x.columns), x.columns};
+    return launch_prepare(x, buffer, out.pitch, num_rows, at);
+}
+template <class T>
+cudaError_t prepared(const NormedRows<T>& x, int64_t num_rows, const Launch& at, PreparedRows<T>& out) {
+    const bool library_may_multiply = at.library && num_rows > kFewRows;
+    out = {x, static_cast<T*>(at.scratch), pitch_of<T>(x.columns), x.columns,
+           library_may_multiply ? nullptr : at.progress};
+    return out.progress ? cudaSuccess : launch_prepare(x, out.out, out.pitch, num_rows, at);
+}
+
+template <class T>
+LibraryRows library_rows(const PlainRows<T, T>& x, int64_t num_rows) {
+    return {x.x, num_rows, x.columns, x.pitch};
+}
+template <class T>
+LibraryRows library_rows(const PreparedRows<T>& x, int64_t num_rows) {
+    return {x.out, num_rows, x.columns, x.pitch};
 }
 
 // `narrow`: the map for one column of tokens, where many small units fill the device; `wide`: for more.
@@ -329,15 +240,15 @@ cudaError_t product(const Narrow& narrow, const Wide& wide, const Operand& x, in
     if (num_rows == 0) return cudaSuccess;  // an empty grid is a launch error
     if (num_rows <= kOneColumn) return launch_few<T, 1>(narrow, x, num_rows, at);
     if (num_rows <= kTwoColumns) return launch_few<T, 2>(wide, x, num_rows, at);
-    PlainRows<T, T> typed;
-    const cudaError_t error = prepared<T>(x, num_rows, at, typed);
+    std::conditional_t<std::is_same_v<Operand, NormedRows<T>>, PreparedRows<T>, PlainRows<T, T>> rows;
+    const cudaError_t error = prepared(x, num_rows, at, rows);
     if (error != cudaSuccess) return error;
-    if (num_rows <= kFewRows) return launch_few<T, 4>(wide, typed, num_rows, at);
+    if (num_rows <= kFewRows) return launch_few<T, kMostColumns>(wide, rows, num_rows, at);
     if (at.library) {
-        const auto by = by_library<T>(wide, LibraryRows{typed.x, num_rows, typed.columns, typed.pitch}, at);
+        const auto by = by_library<T>(wide, library_rows(rows, num_rows), at);
         if (by) return *by;
     }
-    return launch_many<T>(wide, typed, num_rows, at);
+    return launch_many<T>(wide, rows, num_rows, at);
 }
 
 template <class T, bool ADDS, class Operand>
@@ -362,6 +273,9 @@ __global__ void embed_rows(const Embed a) {
     wait_for_previous();
     let_next_start();
     const int64_t row = blockIdx.x;
+    for (int64_t i = row * blockDim.x + threadIdx.x; i < a.num_progress; i += int64_t{gridDim.x} * blockDim.x) {
+        a.progress[i] = {};
+    }
     const EmbedWeights w = weights_of(a.weights);
     const T* from = static_cast<const T*>(w.table) + a.tokens[row] * w.stride;
     for (int64_t k = threadIdx.x; k < a.hidden; k += blockDim.x) a.out[row * a.hidden + k] = to_float(from[k]);
@@ -393,8 +307,14 @@ cudaError_t attention_in(const AttentionIn& a, const Launch& at) {
 
 template <class T>
 cudaError_t attention_out(const AttentionOut& a, const Launch& at) {
-    const PlainRows<T, float> x = {a.attended, a.columns, static_cast<int>(a.columns)};
-    return outputs<T, true>(part(a.weights, &AttentionOutWeights::out), a.hidden, a.x, x, a.num_tokens, at);
+    const Live<Matrix> weights = part(a.weights, &AttentionOutWeights::out);
+    const int columns = static_cast<int>(a.columns);
+    if (a.is_rounded) {
+        const PlainRows<T, T> x = {static_cast<const T*>(a.attended), a.columns, columns};
+        return outputs<T, true>(weights, a.hidden, a.x, x, a.num_tokens, at);
+    }
+    const PlainRows<T, float> x = {static_cast<const float*>(a.attended), a.columns, columns};
+    return outputs<T, true>(weights, a.hidden, a.x, x, a.num_tokens, at);
 }
 
 template <class T>

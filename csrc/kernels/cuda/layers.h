@@ -56,12 +56,20 @@ struct Norm {
     float eps;
 };
 
+// What the blocks of a kernel count where they prepare rows for each other (PreparedRows in operands.cuh): rows that some of
+// them have taken, and rows that are done.
+struct Progress {
+    unsigned taken, done;
+};
+
 struct Embed {
     int64_t num_tokens;     // N
     const int64_t* tokens;  // [N], all in the vocabulary
     Live<EmbedWeights> weights;
     int64_t hidden;
-    float* out;  // [N, H]
+    float* out;                    // [N, H]
+    Progress* progress = nullptr;  // [num_progress], of the entries that follow: set to zero
+    int64_t num_progress = 0;
 };
 
 struct AttentionIn {
@@ -82,12 +90,13 @@ struct AttentionIn {
 
 // x += out(attended)
 struct AttentionOut {
-    int64_t num_tokens;     // N
-    const float* attended;  // [N, columns]
-    int64_t columns;        // heads * d
+    int64_t num_tokens;    // N
+    const void* attended;  // [N, columns]
+    int64_t columns;       // heads * d
     Live<AttentionOutWeights> weights;
     int64_t hidden;
-    float* x;  // [N, H]
+    float* x;                 // [N, H]
+    bool is_rounded = false;  // attended, as the product takes it: of T; else float32
 };
 
 // x += down(activation(gate(norm(x))) * up(norm(x))), or down(activation(up(norm(x)))) where there is no gate
@@ -121,6 +130,9 @@ struct Launch {
     // whatever their table says.
     ProductLibrary* library = nullptr;
     void* library_scratch = nullptr;  // library_scratch_bytes, as scratch
+    // [num_progress(rows)], zero, of this entry alone: beyond 16 rows the kernel of the entry's first product norms them too.
+    // Null: a kernel of its own does it before, and so it is where the library multiplies.
+    Progress* progress = nullptr;
 };
 
 // The entries for one type of weights.
@@ -136,5 +148,8 @@ extern const Layers kFloat32Layers, kBFloat16Layers, kFloat16Layers;
 // For entries of up to `rows` rows and products of up to `widest` columns.
 int64_t scratch_bytes(int64_t rows, int64_t widest, int64_t element_bytes);
 int64_t library_scratch_bytes(int64_t rows, int64_t widest);
+
+// Of an entry of `rows` rows.
+int64_t num_progress(int64_t rows);
 
 }  // namespace demiurgic::cuda

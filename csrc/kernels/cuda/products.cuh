@@ -16,7 +16,8 @@
 //     store(unit, row, token, y)     y [kTiles]: output `row` (0 to 15) of each tile, with its bias
 // Where x comes from is an Operand's:
 //     begin(first, num)      called by the whole block before it takes anything of rows [first, first + num)
-//     row(first, i)          -> Row, what a lane has to know of row first + i; i = -1: of none
+//     row(first, i)          -> Row, what a lane has to know of row first + i; i = -1: of none. many_rows wants its elements
+//                            of T as they lie, Row::x
 //     piece(row, k)          -> uint4, elements k, k + 1, ... of a row as the instruction takes them; 0 beyond the row's end
 
 #include <cstdint>
@@ -400,11 +401,11 @@ struct StagedStep<float> {
     }
 };
 
-// Block (x, y): four units from 4 x for 128 tokens from 128 y; x [rows, pitch] of T. Each warp has one unit and half of the
-// tokens, and walks all of K with the others, which share the stages.
-template <class T, class Map>
+// Block (x, y): four units from 4 x for 128 tokens from 128 y; the operand's rows are of T where they lie. Each warp has one
+// unit and half of the tokens, and walks all of K with the others, which share the stages.
+template <class T, class Map, class Operand>
 __global__ void __launch_bounds__(kManyThreads)
-    many_rows(const Map map, const T* x, const int pitch, const Chunking chunking, const int num_rows) {
+    many_rows(const Map map, const Operand operand, const Chunking chunking, const int num_rows) {
     constexpr int kTiles = Map::kTiles;
     constexpr int kUnitRows = kTiles * kTileRows, kStages = 3, kColumns = kManyTokens / 2 / kColumnTokens;
     constexpr int kWRows = kManyUnits * kUnitRows;
@@ -413,7 +414,9 @@ __global__ void __launch_bounds__(kManyThreads)
     __shared__ Stage<kManyTokens> x_stages[kStages];
     wait_for_previous();
     let_next_start();
-    const int first_token = static_cast<int>(blockIdx.y) * kManyTokens, num_tokens = num_rows - first_token;
+    const int first_token = static_cast<int>(blockIdx.y) * kManyTokens, rest = num_rows - first_token;
+    const int num_tokens = rest < kManyTokens ? rest : kManyTokens;  // of this block
+    operand.begin(first_token, num_tokens);
     const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
     const int num_units = static_cast<int>(map.num_units()), first_unit = static_cast<int>(blockIdx.x) * kManyUnits;
 
@@ -427,7 +430,7 @@ __global__ void __launch_bounds__(kManyThreads)
 #pragma unroll
     for (int i = 0; i < kXPieces; ++i) {
         const int row = (thread + i * kManyThreads) / 4;
-        x_from[i] = row < num_tokens ? x + static_cast<int64_t>(first_token + row) * pitch : nullptr;
+        x_from[i] = operand.row(first_token, row < num_tokens ? row : -1).x;
     }
     const auto fill = [&](int step) {
         if (step < chunking.num_steps) {

@@ -226,17 +226,17 @@ void run_block(Index block, size_t shared_bytes) {
 }  // namespace
 
 void run(Index grid, Index block, size_t shared_bytes, const std::function<void()>& thread) {
+    ++num_launches;
     thread_function = &thread;
     gridDim = {grid.x, grid.y, grid.z};
     blockDim = {block.x, block.y, block.z};
     try {
-        for (unsigned z = 0; z < grid.z; ++z) {
-            for (unsigned y = 0; y < grid.y; ++y) {
-                for (unsigned x = 0; x < grid.x; ++x) {
-                    blockIdx = {x, y, z};
-                    run_block(block, shared_bytes);
-                }
-            }
+        const uint64_t num_blocks = uint64_t{grid.x} * grid.y * grid.z;
+        for (uint64_t i = 0; i < num_blocks; ++i) {
+            const uint64_t number = order == Order::forward ? i : num_blocks - 1 - i;
+            blockIdx = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
+                        static_cast<unsigned>(number / grid.x / grid.y)};
+            run_block(block, shared_bytes);
         }
     } catch (...) {
         fibers.clear();  // some stand in the middle of the kernel

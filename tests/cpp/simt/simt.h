@@ -17,9 +17,11 @@ struct Index {
     unsigned x = 1, y = 1, z = 1;
 };
 
-// The order in which threads of a block get their turn. A result that depends on it misses a synchronisation.
+// The order in which blocks, and the threads of one, get their turn. A result that depends on it misses a synchronisation.
 enum class Order { forward, backward };
 inline Order order = Order::forward;
+
+inline int num_launches = 0;  // of kernels, so far
 
 // Runs `thread` as every thread of every block. Each block gets `shared_bytes` of dynamic shared memory, full of NaN.
 void run(Index grid, Index block, size_t shared_bytes, const std::function<void()>& thread);
