@@ -70,7 +70,6 @@ struct ManyRows {
     static void run(const MatrixRows& w, const MatrixRows& next, const void* operand, int64_t rows, int64_t row,
                     int64_t m, float* c, int64_t ldc, Vec* turned) {
         const int64_t columns = w.matrix->columns, stride = w.matrix->stride, steps = steps_of(columns);
-        const int64_t tiles = (m + kRows - 1) / kRows;
         const LaneBits* x = static_cast<const LaneBits*>(operand);
         for (int64_t j = 0; j < w.num; j += kGroup) {
             const int64_t count = smaller(kGroup, w.num - j), vecs = (count + Vec::N - 1) / Vec::N;
