@@ -221,7 +221,9 @@ def measure_cell(cell: Cell, field: Field, rounds: int) -> dict[str, Any]:
                 reads.append(read_bandwidth(cell.weight_bytes, field.threads))
         peaks.append(gemm_peak(DTYPES[cell.dtype]))
         print(f"  round {number + 1} of {rounds}: {time.perf_counter() - start:.1f} s", flush=True)
-    bandwidth = {pages: statistics.median(read[pages] for read in reads) for pages in reads[0]}
+    # The kernel gives 2 MiB pages when it has them: sometimes to some of the passes only.
+    measured = [pages for pages in reads[0] if all(pages in read for read in reads)]
+    bandwidth = {pages: statistics.median(read[pages] for read in reads) for pages in measured}
     return {
         "model": cell.model,
         "dtype": cell.dtype,
