@@ -133,29 +133,34 @@ private:
 
 std::unique_ptr<DecodeLoop> far_device(Memory& cache) { return std::make_unique<FarDevice>(cache); }
 
+// What threads do to one another depends on when they run: again, until all that a test is about has happened.
+template <class Seen>
+void use_until(TestEngine& engine, bool keeps_prefixes, const char* what, Seen seen) {
+    for (int round = 0; round < 50 && !seen(); ++round) use_by_many_threads(engine, keeps_prefixes);
+    check(seen(), std::string(what) + ": the test shows little");
+}
+
 void many_threads_get_what_one_would() {
     TestEngine engine(/*num_blocks=*/24, /*max_step_tokens=*/40);
-    use_by_many_threads(engine, false);
+    use_until(engine, false, "no sequence was preempted, forked or interrupted",
+              [&] { return engine.num_preemptions() > 0 && engine.num_copies() > 0 && engine.num_interrupted() > 0; });
     check(engine.blocks().num_used() == 0, std::to_string(engine.blocks().num_used()) + " blocks are held by nobody");
-    check(engine.num_preemptions() > 0 && engine.num_copies() > 0 && engine.num_interrupted() > 0,
-          "no sequence was preempted, forked or interrupted: the test shows little");
 }
 
 void many_threads_share_kept_prefixes() {
     TestEngine engine(/*num_blocks=*/30, /*max_step_tokens=*/40, /*keeps_prefixes=*/true);
-    use_by_many_threads(engine, true);
+    use_until(engine, true, "no prefix was found or evicted, or no sequence preempted",
+              [&] { return engine.num_hits() > 0 && engine.kept().num_evicted() > 0 && engine.num_preemptions() > 0; });
     check(engine.blocks().num_used() == engine.kept().num_blocks(), "blocks are held by nobody");
-    check(engine.num_hits() > 0 && engine.kept().num_evicted() > 0 && engine.num_preemptions() > 0,
-          "no prefix was found or evicted, or no sequence preempted: the test shows little");
     engine.drop_prefixes();
     check(engine.blocks().num_used() == 0 && engine.kept().num_tokens() == 0, "dropped prefixes hold blocks");
 }
 
 void many_threads_run_ahead(bool keeps_prefixes) {
     TestEngine engine(/*num_blocks=*/40, /*max_step_tokens=*/40, keeps_prefixes, far_device);
-    use_by_many_threads(engine, keeps_prefixes);
+    use_until(engine, keeps_prefixes, "no step was interrupted or ran ahead",
+              [&] { return engine.num_interrupted() > 0 && engine.num_steps_ahead() > 0; });
     check(engine.blocks().num_used() == (keeps_prefixes ? engine.kept().num_blocks() : 0), "blocks are held by nobody");
-    check(engine.num_interrupted() > 0 && engine.num_steps_ahead() > 0, "no step was interrupted or ran ahead");
 }
 
 void many_threads_get_ahead_what_one_would() { many_threads_run_ahead(false); }
