@@ -5,7 +5,7 @@
 // How weights of a type are multiplied, and what the products of few and of many rows share. Included inside the namespace
 // of an instruction set, after its Vec.
 
-// x is rounded to X; `dot` adds the products of K elements of x and of W to the lanes, each those of its 32 bits of both.
+// x is rounded to X; `dot` adds the products of K elements to the lanes, lane i those of the i-th 32 bits of x and of W.
 template <class T>
 struct Dot {
     using X = float;
@@ -16,9 +16,9 @@ struct Dot {
     static Operand load_w_first(const T* p, int64_t n) { return load_first(p, n); }
     static Vec dot(Operand x, Operand w, Vec lanes) { return fma(x, w, lanes); }
 
-    // The first n of K values, and zeros, as lanes take them.
-    static void round_x(const float* p, int64_t n, uint32_t* lanes) {
-        for (int64_t i = 0; i < K; ++i) lanes[i] = i < n ? __builtin_bit_cast(uint32_t, p[i]) : 0;
+    // n of K values, and zeros behind them.
+    static void round_x(const float* p, int64_t n, X* to) {
+        for (int64_t i = 0; i < K; ++i) to[i] = i < n ? p[i] : 0;
     }
     // What one lane takes, for all lanes.
     static Operand spread_x(uint32_t bits) { return broadcast(__builtin_bit_cast(float, bits)); }
@@ -38,12 +38,12 @@ struct Dot<BFloat16> {
     }
     static Vec dot(Operand x, Operand w, Vec lanes) { return {_mm512_dpbf16_ps(lanes.v, (__m512bh)x, (__m512bh)w)}; }
 
-    // Takes subnormals for zero, as vdpbf16ps does.
-    static void round_x(const float* p, int64_t n, uint32_t* lanes) {
+    // Takes subnormal numbers for zero, as vdpbf16ps does.
+    static void round_x(const float* p, int64_t n, X* to) {
         const uint32_t mask = static_cast<uint32_t>((uint64_t{1} << n) - 1);
         const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p);
         const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), p + 16);
-        _mm512_storeu_si512(lanes, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+        _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
     }
     static Operand spread_x(uint32_t bits) { return _mm512_set1_epi32(static_cast<int>(bits)); }
 };
@@ -114,5 +114,6 @@ private:
     static constexpr int64_t kLine = 64;
 
     const char* next_;
-    int64_t stride_, lines_per_row_, lines_in_row_, lines_;  // bytes; the last two: left
+    int64_t stride_;                                // bytes
+    int64_t lines_per_row_, lines_in_row_, lines_;  // of the last two: what is left
 };

@@ -9,8 +9,9 @@
 // of x by NR rows of W keep those lanes in registers; long rows are cut in blocks of K between which the lanes are parked
 // in memory, which changes no bit.
 //
-// Many rows of x have tiles of their own (products_many.h). Few are bound by memory, and the prefetchers follow long streams that lie far apart best. So the NR rows of W of
-// a tile are then not neighbours: each is in a part of its own, and from tile to tile every part is read on.
+// Many rows of x have tiles of their own (products_many.h). Few are bound by memory, and the prefetchers follow long streams
+// that lie far apart best. So the NR rows of W of a tile are then not neighbours: each is in a part of its own, and from tile
+// to tile every part is read on.
 
 template <class T>
 struct Product {
@@ -18,7 +19,7 @@ struct Product {
     using X = typename D::X;
 
     // x as the products want it: rounded to X and filled up with zeros, in blocks of kTileRows rows (the last may have
-    // fewer). A block is [K / D::K][its rows][D::K], so that a tile reads it from end to end. Of many rows: ManyRows::pack_row.
+    // fewer). A block is [K / D::K][its rows][D::K], so that a tile reads it from end to end. Many rows: ManyRows::pack_row.
     static int64_t operand_row(int64_t columns) { return round_up(columns, D::K); }
     static int64_t operand_bytes(int64_t rows, int64_t columns) {
         if (are_many(rows)) return ManyRows<T>::operand_bytes(rows, columns);
@@ -49,7 +50,7 @@ struct Product {
 
     // Rows of x in a unit of work, of `rows`.
     static int64_t row_block(int64_t rows, int64_t /*columns*/) {
-        const int64_t blocks = (rows + kMostRows - 1) / kMostRows;
+        const int64_t blocks = larger(1, (rows + kMostRows - 1) / kMostRows);
         return round_up((rows + blocks - 1) / blocks, kManyTileRows);
     }
 
@@ -83,12 +84,11 @@ private:
         X* to = static_cast<X*>(operand) + block * operand_row(columns) + (row - block) * D::K;
         for (int64_t done = 0; done < n;) {
             const int64_t k = first + done, count = smaller(D::K - k % D::K, n - done);
-            convert(values + done, to + k / D::K * width * D::K + k % D::K, count);
+            X rounded[D::K];
+            D::round_x(values + done, count, rounded);
+            const int64_t filled = k + count == columns ? D::K - k % D::K : count;
+            __builtin_memcpy(to + k / D::K * width * D::K + k % D::K, rounded, filled * sizeof(X));
             done += count;
-        }
-        if (first + n == columns && columns % D::K != 0) {
-            X* end = to + columns / D::K * width * D::K;
-            __builtin_memset(end + columns % D::K, 0, (D::K - columns % D::K) * sizeof(X));
         }
     }
 
@@ -151,7 +151,7 @@ private:
             const Group<NR> rows_of_w{w + first * call.ldw, apart * call.ldw, call.c + first, apart};
             for (int64_t k = 0; k < call.columns; k += block) {
                 const int64_t length = smaller(block, call.columns - k);
-                const bool ends = group + 1 == groups && call.next.matrix->columns == call.columns;
+                const bool ends = group + 1 == groups;
                 const T* after = ends ? call.next.template at<T>(0) : rows_of_w.w + NR * call.ldw;
                 Ahead ahead(after + k, ends ? call.next.matrix->stride : call.ldw, few ? 0 : NR, length);
                 for (int64_t m = 0; m < call.m; m += MR) {

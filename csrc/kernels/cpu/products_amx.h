@@ -48,9 +48,8 @@ private:
 };
 
 // Asks for part `index` of `parts` of rows of W [num, length], so that they come while others are multiplied.
-template <class T>
-inline void fetch(const T* w, int64_t ldw, int64_t num, int64_t length, int64_t index, int64_t parts) {
-    constexpr int64_t line = 64 / sizeof(T);
+inline void fetch(const BFloat16* w, int64_t ldw, int64_t num, int64_t length, int64_t index, int64_t parts) {
+    constexpr int64_t line = 64 / sizeof(BFloat16);
     const int64_t per_row = (length + line - 1) / line, lines = num * per_row, begin = lines * index / parts;
     int64_t row = begin / per_row, column = begin % per_row;
     for (int64_t left = lines * (index + 1) / parts - begin; left > 0; --left) {
@@ -88,7 +87,7 @@ struct Product<BFloat16> {
         return rows_of_w >= 64 * 4 * team_size ? 64 : 32;
     }
 
-    static int64_t scratch_bytes(int64_t) { return 2 * 16 * 16 * 4 + 2 * 16 * 32 * 2; }
+    static int64_t scratch_bytes(int64_t /*columns*/) { return 2 * 16 * 16 * 4 + 2 * 16 * 32 * 2; }
 
     // Most rows of x that stay in the second-level cache while W passes, a multiple of every block's.
     static int64_t row_block(int64_t /*rows*/, int64_t columns) {
@@ -97,13 +96,13 @@ struct Product<BFloat16> {
     }
 
     static void run(const MatrixRows& w, const MatrixRows& /*next*/, const void* operand, int64_t rows, int64_t row,
-                    int64_t m, float* c, int64_t ldc, void* parked) {
+                    int64_t m, float* c, int64_t ldc, void* scratch) {
         finish_writes();
         Tiles tiles;
         const int64_t n = w.num, stride = w.matrix->stride, columns = w.matrix->columns;
         const Call call{
-            w.at<BFloat16>(0),          stride, columns, static_cast<const BFloat16*>(operand), rows, c, ldc, row,
-            static_cast<float*>(parked)};
+            w.at<BFloat16>(0),           stride, columns, static_cast<const BFloat16*>(operand), rows, c, ldc, row,
+            static_cast<float*>(scratch)};
         if (m <= 16) {
             few_rows(call, tiles, row, m, n);
             return;

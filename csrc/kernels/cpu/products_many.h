@@ -10,7 +10,7 @@
 // steps, with its sums in registers, and adds each to those that wait for it. So an output's sum is, to the bit, the one
 // that few rows of x get (products.h).
 
-// From how many rows on W is turned: fewer do not earn back what it costs.
+// Beyond so many rows W is turned; fewer do not earn back what it costs.
 constexpr int64_t kManyRows = 96;
 inline bool are_many(int64_t rows) { return rows > kManyRows; }
 
@@ -34,6 +34,8 @@ struct ManyRows {
     static constexpr int kVecs = 2;                    // of rows of W in a tile
     static constexpr int64_t kGroup = kVecs * Vec::N;  // rows of W turned at a time
     static constexpr int kLevels = __builtin_ctz(Vec::N);
+    static_assert(kVecs == 2);          // run() has tiles of two vectors and of one
+    static_assert(kGroup % D::K == 0);  // so units of W begin where pack_row can
 
     static int64_t steps_of(int64_t columns) { return (columns + D::K - 1) / D::K; }
     static int64_t operand_bytes(int64_t rows, int64_t columns) {
@@ -56,8 +58,11 @@ struct ManyRows {
         const int64_t filled = row + 1 == rows ? width - (row - tile) : 1;
         LaneBits* to = static_cast<LaneBits*>(operand) + tile * steps * Vec::N + row - tile;
         for (int64_t k = 0; k < n; k += D::K) {
+            typename D::X rounded[D::K];
+            D::round_x(values + k, smaller(D::K, n - k), rounded);
             LaneBits lanes[Vec::N];
-            D::round_x(values + k, smaller(D::K, n - k), lanes);
+            static_assert(sizeof rounded == sizeof lanes);
+            __builtin_memcpy(lanes, rounded, sizeof lanes);
             LaneBits* at = to + 2 * width * ((first + k) / D::K);
             DEMIURGIC_UNROLL for (int i = 0; i < Vec::N; ++i) {
                 at[offset_of_lane(i, 2 * steps * width, width)] = lanes[i];

@@ -130,7 +130,7 @@ struct Launch {
     // whatever their table says.
     ProductLibrary* library = nullptr;
     void* library_scratch = nullptr;  // library_scratch_bytes, as scratch
-    // [num_progress(rows)], zero, of this entry alone: beyond 16 rows the kernel of the entry's first product norms them too.
+    // [num_progress(rows)], zero, of this entry alone: beyond 16 rows the kernel of the entry's first product norms the rows as well.
     // Null: a kernel of its own does it before, and so it is where the library multiplies.
     Progress* progress = nullptr;
 };
