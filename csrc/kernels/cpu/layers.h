@@ -399,7 +399,7 @@ private:
 };
 
 template <class T>
-constexpr Entries entries() {
+constexpr Entries entries() noexcept {
     using L = Layers<T>;
     return {L::scratch, L::embed, L::attention_in, L::attend,  L::attention_out,
             L::mlp,     L::head,  sample_scratch,  sample_row, row_log_probability};

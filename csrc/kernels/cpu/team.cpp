@@ -50,6 +50,7 @@ void Team::run_member(const std::function<void()>& work) noexcept {
     try {
         work();
     } catch (const Stopped&) {
+        return;  // what stopped the team is kept by the member that failed
     } catch (...) {
         stop(std::current_exception());
     }

@@ -12,7 +12,7 @@ namespace demiurgic::cpu {
 class Team {
 public:
     // What barrier() throws in the others once a member has failed.
-    struct Stopped {};
+    struct Stopped : std::exception {};
 
     explicit Team(int size) : size_(size) {}
     Team(const Team&) = delete;
