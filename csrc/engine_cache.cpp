@@ -1,4 +1,5 @@
-// How much memory an engine's cache takes: what there is, what the calls want, how it grows; the rest of Engine is in engine.cpp.
+// How much memory an engine's cache takes: what there is, what the calls want, how it grows. The rest of Engine is in
+// engine.cpp.
 #include <c10/util/Exception.h>
 
 #include <algorithm>
