@@ -80,6 +80,12 @@ inline void convert(const float* from, X* to, int64_t n) {
     }
 }
 
+// The first n lanes, n from 1 to N.
+template <class T>
+inline Vec load_some(const T* p, int64_t n) {
+    return n == Vec::N ? load(p) : load_first(p, n);
+}
+
 inline void store_some(float* p, Vec x, int64_t n) {
     if (n == Vec::N) return store(p, x);
     float lanes[Vec::N];

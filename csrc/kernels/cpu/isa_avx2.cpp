@@ -10,7 +10,7 @@ namespace {
 #include "kernels/cpu/vec_avx2.h"
 
 constexpr int kTileRows = 3;
-constexpr int kTileWidths[] = {8, 4, 4};  // of tiles of 1, 2 and 3 rows: 16 registers
+constexpr int kTileWidths[] = {8, 4, 4, 3};  // of tiles of 1 to 4 rows: 16 registers
 constexpr int kManyTileRows = 3;
 constexpr int kLanesInFlight = 8;
 

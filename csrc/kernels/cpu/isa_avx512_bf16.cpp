@@ -11,7 +11,7 @@ namespace {
 
 #define DEMIURGIC_BF16_DOT
 constexpr int kTileRows = 4;
-constexpr int kTileWidths[] = {8, 8, 8, 6};  // of tiles of 1, 2, 3 and 4 rows: 32 registers
+constexpr int kTileWidths[] = {8, 8, 8, 6, 5, 4, 3, 3};  // of tiles of 1 to 8 rows: 32 registers
 constexpr int kManyTileRows = 6;
 constexpr int kLanesInFlight = 16;
 

@@ -6,19 +6,23 @@
 //
 // Every output is a dot product along K in one order, whatever the number of rows of x: lane i sums the products of
 // k = i, i + N, i + 2 N, ... in turn, and the lanes are added by halves, quarters, ... (sums in vec_*.h). Tiles of MR rows
-// of x by NR rows of W keep those lanes in registers; long rows are cut in blocks of K between which the lanes are parked
-// in memory, which changes no bit.
+// of x by NR rows of W keep those lanes in registers. Up to kOneTileRows rows of x are one tile; more are tiles of kTileRows,
+// and long rows are cut in blocks of K between which the lanes are parked in memory, which changes no bit.
 //
 // Many rows of x have tiles of their own (products_many.h). Few are bound by memory, and the prefetchers follow long streams
 // that lie far apart best. So the NR rows of W of a tile are then not neighbours: each is in a part of its own, and from tile
 // to tile every part is read on.
+
+constexpr int64_t kOneTileRows = sizeof kTileWidths / sizeof *kTileWidths;
+
+inline int64_t tile_rows(int64_t rows_of_x) { return rows_of_x <= kOneTileRows ? rows_of_x : kTileRows; }
 
 template <class T>
 struct Product {
     using D = Dot<T>;
     using X = typename D::X;
 
-    // x as the products want it: rounded to X and filled up with zeros, in blocks of kTileRows rows (the last may have
+    // x as the products want it: rounded to X and filled up with zeros, in blocks of tile_rows rows (the last may have
     // fewer). A block is [K / D::K][its rows][D::K], so that a tile reads it from end to end. Many rows: ManyRows::pack_row.
     static int64_t operand_row(int64_t columns) { return round_up(columns, D::K); }
     static int64_t operand_bytes(int64_t rows, int64_t columns) {
@@ -43,7 +47,7 @@ struct Product {
         static_assert(kFewTiles * kTileRows * kLongUnit * 16 <= kMostRows * kMostUnitRows);
         if (are_many(rows_of_x)) return ManyRows<T>::unit_rows(rows_of_w, team_size);
         const bool few = rows_of_x <= kFewTiles * kTileRows;
-        const int64_t tile = rows_of_x < kTileRows ? 16 : 2 * kTileWidths[kTileRows - 1];
+        const int64_t tile = rows_of_x < kTileRows ? 16 : 2 * kTileWidths[tile_rows(rows_of_x) - 1];
         const int64_t balanced = rows_of_w / ((few ? 4 : 8) * team_size) / tile * tile;
         return balanced < tile ? tile : smaller(balanced, (few ? kLongUnit : 4) * tile);
     }
@@ -64,12 +68,8 @@ struct Product {
         const int64_t n = w.num, length = w.matrix->columns;
         const X* x = static_cast<const X*>(operand) + row * operand_row(length);
         const T* weight = w.template at<T>(0);
-        const Call call{x, operand_row(length), m, w.matrix->stride, length, c, ldc, static_cast<Vec*>(scratch), next};
-        int64_t done = by_rows<kTileRows>(call, weight, n);
-        if constexpr (kTileWidths[0] > 8) done = m == 1 ? columns<8>(call, weight, done, n) : done;
-        if constexpr (kTileWidths[kTileRows - 1] >= 4) done = columns<4>(call, weight, done, n);
-        done = columns<2>(call, weight, done, n);
-        columns<1>(call, weight, done, n);
+        by_rows<kOneTileRows>(
+            {x, operand_row(length), m, w.matrix->stride, length, c, ldc, static_cast<Vec*>(scratch), next}, weight, n);
     }
 
     // Of scratch, for products of so many columns.
@@ -80,7 +80,7 @@ struct Product {
 private:
     static void pack_few(void* operand, int64_t rows, int64_t row, int64_t columns, int64_t first, const float* values,
                          int64_t n) {
-        const int64_t block = row / kTileRows * kTileRows, width = smaller(kTileRows, rows - block);
+        const int64_t height = tile_rows(rows), block = row / height * height, width = smaller(height, rows - block);
         X* to = static_cast<X*>(operand) + block * operand_row(columns) + (row - block) * D::K;
         for (int64_t done = 0; done < n;) {
             const int64_t k = first + done, count = smaller(D::K - k % D::K, n - done);
@@ -122,48 +122,61 @@ private:
         int64_t apart;
     };
 
-    // With the widest tiles that m rows allow.
+    // With tiles of MR rows of x.
     template <int MR>
-    static int64_t by_rows(const Call& call, const T* w, int64_t n) {
+    static void by_rows(const Call& call, const T* w, int64_t n) {
         if constexpr (MR > 1) {
-            if (call.m < MR) return by_rows<MR - 1>(call, w, n);
+            if (tile_rows(call.m) < MR) return by_rows<MR - 1>(call, w, n);
         }
-        return columns<kTileWidths[MR - 1]>(call, w, 0, n);
-    }
-
-    // Most rows of a tile with NR rows of W.
-    static constexpr int most_rows(int NR) {
-        int rows = kTileRows;
-        while (kTileWidths[rows - 1] < NR) --rows;
-        return rows;
+        constexpr int NR = kTileWidths[MR - 1];
+        int64_t done = columns<MR, NR>(call, w, 0, n);
+        if constexpr (NR > 8) done = columns<MR, 8>(call, w, done, n);
+        if constexpr (NR > 4) done = columns<MR, 4>(call, w, done, n);
+        if constexpr (NR > 2) done = columns<MR, 2>(call, w, done, n);
+        if constexpr (NR > 1) columns<MR, 1>(call, w, done, n);
     }
 
     // As many whole groups of NR rows of W as there are in [done, n); returns the first that is left.
-    template <int NR>
+    template <int MR, int NR>
     static int64_t columns(const Call& call, const T* w, int64_t done, int64_t n) {
-        constexpr int MR = most_rows(NR);
         const int64_t tiles = (call.m + MR - 1) / MR, groups = (n - done) / NR;
         const bool few = tiles <= kFewTiles;
-        const int64_t block = tiles == 1 ? call.columns : few ? kShortBlock : kBlock;
         const int64_t apart = few ? groups : 1, step = few ? 1 : NR;
-        for (int64_t group = 0; group < groups; ++group) {
-            const int64_t first = done + group * step;
-            const Group<NR> rows_of_w{w + first * call.ldw, apart * call.ldw, call.c + first, apart};
-            for (int64_t k = 0; k < call.columns; k += block) {
-                const int64_t length = smaller(block, call.columns - k);
-                const bool ends = group + 1 == groups;
-                const T* after = ends ? call.next.template at<T>(0) : rows_of_w.w + NR * call.ldw;
-                Ahead ahead(after + k, ends ? call.next.matrix->stride : call.ldw, few ? 0 : NR, length);
-                for (int64_t m = 0; m < call.m; m += MR) {
-                    if (few) {
-                        rows<MR, true>(call, rows_of_w, k, length, m, ahead);
-                    } else {
-                        rows<MR, false>(call, rows_of_w, k, length, m, ahead);
-                    }
-                }
+        for (int64_t i = 0; i < groups; ++i) {
+            const int64_t first = done + i * step;
+            const Group<NR> group{w + first * call.ldw, apart * call.ldw, call.c + first, apart};
+            if (tiles == 1) {
+                one_tile<MR>(call, group);
+            } else if constexpr (MR == kTileRows) {
+                const bool ends = i + 1 == groups;
+                const T* after = ends ? call.next.template at<T>(0) : group.w + NR * call.ldw;
+                more_tiles(call, group, few, after, ends ? call.next.matrix->stride : call.ldw);
             }
         }
         return done + groups * NR;
+    }
+
+    template <int MR, int NR>
+    [[gnu::noinline]] static void one_tile(const Call& call, const Group<NR>& group) {
+        Ahead none(group.w, 0, 0, 0);
+        tile<MR, NR, NR, false>(call.x, group, 0, call.columns, true, true, 0, nullptr, group.c, call.ldc, none);
+    }
+
+    // `after`: the rows of W that come next, `stride` elements apart.
+    template <int NR>
+    static void more_tiles(const Call& call, const Group<NR>& group, bool few, const T* after, int64_t stride) {
+        const int64_t block = few ? kShortBlock : kBlock;
+        for (int64_t k = 0; k < call.columns; k += block) {
+            const int64_t length = smaller(block, call.columns - k);
+            Ahead ahead(after + k, stride, few ? 0 : NR, length);
+            for (int64_t m = 0; m < call.m; m += kTileRows) {
+                if (few) {
+                    rows<kTileRows, true>(call, group, k, length, m, ahead);
+                } else {
+                    rows<kTileRows, false>(call, group, k, length, m, ahead);
+                }
+            }
+        }
     }
 
     // A tile of MR rows of x, or of fewer at the end.
@@ -177,14 +190,12 @@ private:
         const X* x = call.x + m * call.ldx + k * MR;
         Vec* parked = call.parked + m * NR;
         float* c = group.c + m * call.ldc;
-        // One tile fetches W of all rows, two that of half of them each.
+        // The first two tiles fetch W of half of the rows each.
         constexpr int half = (NR + 1) / 2;
         if (!few) {
             tile<MR, NR, 0, true>(x, group, k, length, begins, ends, 0, parked, c, call.ldc, ahead);
-        } else if (m >= 2 * MR) {
+        } else if (m >= 2 * kTileRows) {
             tile<MR, NR, 0, false>(x, group, k, length, begins, ends, 0, parked, c, call.ldc, ahead);
-        } else if (call.m <= MR) {
-            tile<MR, NR, NR, false>(x, group, k, length, begins, ends, 0, parked, c, call.ldc, ahead);
         } else {
             const int64_t first = m > 0 ? NR - half : 0;
             tile<MR, NR, half, false>(x, group, k, length, begins, ends, first, parked, c, call.ldc, ahead);

@@ -29,11 +29,6 @@ inline void for_lanes(int64_t n, F f) {  // f(first lane, how many of them)
     for (int64_t i = 0; i < n; i += Vec::N) f(i, smaller(Vec::N, n - i));
 }
 
-template <class T>
-inline Vec load_some(const T* p, int64_t n) {
-    return n == Vec::N ? load(p) : load_first(p, n);
-}
-
 // RMSNorm (Zhang and Sennrich, 2019) of x [n]. T: type of a norm that is not float32.
 template <class T>
 inline void rms_norm(const float* x, const Norm& norm, int64_t n, float* out) {
