@@ -54,21 +54,13 @@ struct ManyRows {
     // the tile]; the last row fills up its tile with zeros.
     static void pack_row(void* operand, int64_t rows, int64_t row, int64_t columns, int64_t first, const float* values,
                          int64_t n) {
-        const int64_t tile = row / kRows * kRows, width = tile_rows(rows - tile), steps = steps_of(columns);
-        const int64_t filled = row + 1 == rows ? width - (row - tile) : 1;
-        LaneBits* to = static_cast<LaneBits*>(operand) + tile * steps * Vec::N + row - tile;
-        for (int64_t k = 0; k < n; k += D::K) {
-            typename D::X rounded[D::K];
-            D::round_x(values + k, smaller(D::K, n - k), rounded);
-            LaneBits lanes[Vec::N];
-            static_assert(sizeof rounded == sizeof lanes);
-            __builtin_memcpy(lanes, rounded, sizeof lanes);
-            LaneBits* at = to + 2 * width * ((first + k) / D::K);
-            DEMIURGIC_UNROLL for (int i = 0; i < Vec::N; ++i) {
-                at[offset_of_lane(i, 2 * steps * width, width)] = lanes[i];
-                for (int64_t j = 1; j < filled; ++j) at[offset_of_lane(i, 2 * steps * width, width) + j] = 0;
-            }
-        }
+        const int64_t tile = row / kRows * kRows, steps = steps_of(columns), step = first / D::K;
+        const int64_t thirds = tile_rows(rows - tile) / kThird,
+                      last = row + 1 == rows ? thirds * kThird : row - tile + 1;
+        LaneBits* to = static_cast<LaneBits*>(operand) + tile * steps * Vec::N + 2 * step * thirds * kThird;
+        const auto put = thirds == 3 ? put_row<kRows> : thirds == 2 ? put_row<2 * kThird> : put_row<kThird>;
+        put(to + row - tile, steps, values, n);
+        for (int64_t j = row - tile + 1; j < last; ++j) put(to + j, steps, nullptr, n);
     }
 
     // See Product::run. `turned`: scratch.
@@ -110,6 +102,21 @@ private:
     static constexpr int64_t pair_stride(int64_t steps, int64_t vecs) { return 2 * steps * vecs + 1; }
 
     static int64_t tile_rows(int64_t left) { return smaller(kRows, round_up(left, kThird)); }
+
+    // `values` (nullptr: zeros) to one row of a tile of `width`.
+    template <int width>
+    static void put_row(LaneBits* to, int64_t steps, const float* values, int64_t n) {
+        for (int64_t k = 0; k < n; k += D::K, to += 2 * width) {
+            typename D::X rounded[D::K] = {};
+            if (values) D::round_x(values + k, smaller(D::K, n - k), rounded);
+            LaneBits lanes[Vec::N];
+            static_assert(sizeof rounded == sizeof lanes);
+            __builtin_memcpy(lanes, rounded, sizeof lanes);
+            __asm__("" : "+m"(lanes));  // from memory: taking a vector apart costs more
+            DEMIURGIC_UNROLL for (int i = 0; i < Vec::N; ++i) to[offset_of_lane(i, 2 * steps * width, width)] =
+                lanes[i];
+        }
+    }
 
     // n rows of W, and zeros, to one vector of each [pair of lanes][step][2][vecs].
     static void turn_rows(const T* w, int64_t ldw, int64_t n, int64_t columns, int64_t vecs, Vec* turned) {
