@@ -1,5 +1,7 @@
 #include "batch.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
+
 #include <algorithm>
 
 #include "kernels/transfer.h"
@@ -57,6 +59,7 @@ Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device devic
         all.insert(all.end(), blocks.begin(), blocks.end());
         all.resize(all.size() + most_blocks - blocks.size(), 0);
     }
+    const at::AutoDispatchBelowADInplaceOrView no_bookkeeping;  // of autograd, in making views
     on_host = tensor_of(all, at::kLong);
     const at::Tensor packed = on_host.to(device, non_blocking);
     int64_t first = 0;

@@ -1,6 +1,7 @@
 #include "decoder.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
@@ -101,6 +102,7 @@ LoopModel Decoder::loop_model(const KVCache& cache, int64_t block_size) {
 }
 
 at::Tensor Decoder::decode(const Batch& batch, KVCache& cache, const Poll& poll) {
+    const at::AutoDispatchBelowADInplaceOrView no_bookkeeping;  // of autograd, in making views
     const ModelConfig& config = weights_.config();
     const double eps = config.rms_norm_eps;
     const int64_t num_tokens = batch.tokens.size(0), num_logits = batch.logit_rows.size(0);
