@@ -271,6 +271,48 @@ void numbers_are_rounded_to_the_nearest() {
     }
 }
 
+// W [kRows, kColumns] times each of `num_rows` rows of `values`: [num_rows, kRows].
+template <int64_t kRows, int64_t kColumns>
+std::vector<float> products_of(const cpu::Isa& isa, const Values& weights, Type type, const std::vector<float>& values,
+                               int64_t num_rows) {
+    const cpu::Entries& entries = entries_of(isa, type);
+    const cpu::Scratch scratch = entries.scratch({num_rows, num_rows, kColumns, kRows}, 1);
+    Memory shared(scratch.shared), own(scratch.own);
+    std::vector<float> x(num_rows * kRows);
+    run_team(1, [&](cpu::Team& team, int) {
+        const cpu::Member member{&team, shared.data(), own.data()};
+        const cpu::Matrix w{weights.data(), kColumns, nullptr, kRows, kColumns};
+        entries.attention_out(member, {values.data(), num_rows, w, x.data()});
+    });
+    return x;
+}
+
+// Tiles of every height, at widths that none of them divides.
+void any_number_of_rows_has_the_bits_of_each() {
+    constexpr int64_t kMost = 98, kRows = 47, kColumns = 301;
+    for (const cpu::Isa* isa : cpu::built_isas()) {
+        if (!isa->runs_here()) continue;
+        for (const Type type : kTypes) {
+            Random random(3);
+            Values weights(type, kRows * kColumns);
+            for (int64_t i = 0; i < kRows * kColumns; ++i) weights.set(i, random.between(-1, 1));
+            std::vector<float> values(kMost * kColumns), alone;
+            for (float& value : values) value = static_cast<float>(random.between(-1, 1));
+            for (int64_t i = 0; i < kMost; ++i) {
+                const std::vector<float> row(values.begin() + i * kColumns, values.begin() + (i + 1) * kColumns);
+                const std::vector<float> product = products_of<kRows, kColumns>(*isa, weights, type, row, 1);
+                alone.insert(alone.end(), product.begin(), product.end());
+            }
+            for (int64_t num_rows = 2; num_rows <= kMost; ++num_rows) {
+                const std::vector<float> expected(alone.begin(), alone.begin() + num_rows * kRows);
+                check(same_bits(products_of<kRows, kColumns>(*isa, weights, type, values, num_rows), expected),
+                      std::string(isa->name) + ", " + name_of(type) + ": other bits in " + std::to_string(num_rows) +
+                          " rows");
+            }
+        }
+    }
+}
+
 // The largest subnormal number becomes the smallest normal bfloat16, or zero: in any number of rows the same.
 void tiny_numbers_round_alike_in_any_batch() {
     constexpr int64_t kMost = 97, kColumns = 32, kRows = 16;
@@ -279,22 +321,11 @@ void tiny_numbers_round_alike_in_any_batch() {
         for (const Type type : kTypes) {
             Values weights(type, kRows * kColumns);
             for (int64_t i = 0; i < kRows * kColumns; ++i) weights.set(i, 1024);
-            std::vector<float> attended(kMost * kColumns);
-            for (int64_t i = 0; i < kMost; ++i) attended[i * kColumns + 5] = std::bit_cast<float>(0x007fffffu);
-            const auto product_of = [&](int64_t num_rows) {
-                const cpu::Entries& entries = entries_of(*isa, type);
-                const cpu::Scratch scratch = entries.scratch({num_rows, num_rows, kColumns, kRows}, 1);
-                Memory shared(scratch.shared), own(scratch.own);
-                std::vector<float> x(num_rows * kRows);
-                run_team(1, [&](cpu::Team& team, int) {
-                    const cpu::Member member{&team, shared.data(), own.data()};
-                    const cpu::Matrix w{weights.data(), kColumns, nullptr, kRows, kColumns};
-                    entries.attention_out(member, {attended.data(), num_rows, w, x.data()});
-                });
-                x.resize(kRows);
-                return x;
-            };
-            check(same_bits(product_of(1), product_of(kMost)),
+            std::vector<float> values(kMost * kColumns);
+            for (int64_t i = 0; i < kMost; ++i) values[i * kColumns + 5] = std::bit_cast<float>(0x007fffffu);
+            std::vector<float> beside = products_of<kRows, kColumns>(*isa, weights, type, values, kMost);
+            beside.resize(kRows);
+            check(same_bits(products_of<kRows, kColumns>(*isa, weights, type, values, 1), beside),
                   std::string(isa->name) + ", " + name_of(type) + ": other bits beside 96 rows");
         }
     }
@@ -377,6 +408,7 @@ int main(int argc, char** argv) {
         {
             {"every number is read exactly", every_number_is_read_exactly},
             {"numbers are rounded to the nearest", numbers_are_rounded_to_the_nearest},
+            {"any number of rows has the bits of each", any_number_of_rows_has_the_bits_of_each},
             {"tiny numbers round alike in any batch", tiny_numbers_round_alike_in_any_batch},
             {"every entry is near the oracle", every_entry_is_near_the_oracle},
             {"sets agree with the portable one", sets_agree_with_the_portable_one},
