@@ -15,14 +15,14 @@
 
 constexpr int64_t kOneTileRows = sizeof kTileWidths / sizeof *kTileWidths;
 
-inline int64_t tile_rows(int64_t rows_of_x) { return rows_of_x <= kOneTileRows ? rows_of_x : kTileRows; }
+inline int64_t tile_height(int64_t rows_of_x) { return rows_of_x <= kOneTileRows ? rows_of_x : kTileRows; }
 
 template <class T>
 struct Product {
     using D = Dot<T>;
     using X = typename D::X;
 
-    // x as the products want it: rounded to X and filled up with zeros, in blocks of tile_rows rows (the last may have
+    // x as the products want it: rounded to X and filled up with zeros, in blocks of tile_height rows (the last may have
     // fewer). A block is [K / D::K][its rows][D::K], so that a tile reads it from end to end. Many rows: ManyRows::pack_row.
     static int64_t operand_row(int64_t columns) { return round_up(columns, D::K); }
     static int64_t operand_bytes(int64_t rows, int64_t columns) {
@@ -47,7 +47,7 @@ struct Product {
         static_assert(kFewTiles * kTileRows * kLongUnit * 16 <= kMostRows * kMostUnitRows);
         if (are_many(rows_of_x)) return ManyRows<T>::unit_rows(rows_of_w, team_size);
         const bool few = rows_of_x <= kFewTiles * kTileRows;
-        const int64_t tile = rows_of_x < kTileRows ? 16 : 2 * kTileWidths[tile_rows(rows_of_x) - 1];
+        const int64_t tile = rows_of_x < kTileRows ? 16 : 2 * kTileWidths[tile_height(rows_of_x) - 1];
         const int64_t balanced = rows_of_w / ((few ? 4 : 8) * team_size) / tile * tile;
         return balanced < tile ? tile : smaller(balanced, (few ? kLongUnit : 4) * tile);
     }
@@ -80,7 +80,7 @@ struct Product {
 private:
     static void pack_few(void* operand, int64_t rows, int64_t row, int64_t columns, int64_t first, const float* values,
                          int64_t n) {
-        const int64_t height = tile_rows(rows), block = row / height * height, width = smaller(height, rows - block);
+        const int64_t height = tile_height(rows), block = row / height * height, width = smaller(height, rows - block);
         X* to = static_cast<X*>(operand) + block * operand_row(columns) + (row - block) * D::K;
         for (int64_t done = 0; done < n;) {
             const int64_t k = first + done, count = smaller(D::K - k % D::K, n - done);
@@ -126,7 +126,7 @@ private:
     template <int MR>
     static void by_rows(const Call& call, const T* w, int64_t n) {
         if constexpr (MR > 1) {
-            if (tile_rows(call.m) < MR) return by_rows<MR - 1>(call, w, n);
+            if (tile_height(call.m) < MR) return by_rows<MR - 1>(call, w, n);
         }
         constexpr int NR = kTileWidths[MR - 1];
         int64_t done = columns<MR, NR>(call, w, 0, n);
