@@ -202,7 +202,7 @@ void every_number_is_read_exactly() {
             for (int64_t i = 0; i < 64; ++i) tokens.push_back(i);
             std::vector<float> out(65536);
             run_team(1, [&](cpu::Team& team, int) {
-                const cpu::Member member{&team, nullptr, nullptr};
+                const cpu::Member member{&team, 0, nullptr, nullptr};
                 entries_of(*isa, type)
                     .embed(member, {tokens.data(), 64, {table.data(), 1024, nullptr, 64, 1024}, out.data()});
             });
@@ -240,7 +240,7 @@ void numbers_are_rounded_to_the_nearest() {
                 const cpu::Scratch scratch = entries.scratch({kTokens, kTokens, kHidden, kRows}, 1);
                 Memory shared(scratch.shared), own(scratch.own);
                 run_team(1, [&](cpu::Team& team, int) {
-                    const cpu::Member member{&team, shared.data(), own.data()};
+                    const cpu::Member member{&team, 0, shared.data(), own.data()};
                     const cpu::Matrix w = weights.matrix();
                     entries.attention_in(member, {x.data(),
                                                   kTokens,
@@ -280,7 +280,7 @@ std::vector<float> products_of(const cpu::Isa& isa, const Values& weights, Type 
     Memory shared(scratch.shared), own(scratch.own);
     std::vector<float> x(num_rows * kRows);
     run_team(1, [&](cpu::Team& team, int) {
-        const cpu::Member member{&team, shared.data(), own.data()};
+        const cpu::Member member{&team, 0, shared.data(), own.data()};
         const cpu::Matrix w{weights.data(), kColumns, nullptr, kRows, kColumns};
         entries.attention_out(member, {values.data(), num_rows, w, x.data()});
     });

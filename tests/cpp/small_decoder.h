@@ -163,7 +163,7 @@ public:
         for (int i = 0; i < num_threads_; ++i) own.emplace_back(scratch.own);
         Activations out(s, batch.num_tokens);
         run_team(num_threads_, [&](cpu::Team& team, int index) {
-            const cpu::Member member{&team, shared.data(), own[index].data()};
+            const cpu::Member member{&team, index, shared.data(), own[index].data()};
             walk(batch, out, [&](auto entry, const auto& args) { call(entries_, member, entry, args); });
         });
         return out.logits;

@@ -3,6 +3,7 @@
 
 #include "kernels/cpu/team.h"
 
+#include <atomic>
 #include <chrono>
 #include <cstring>
 
@@ -42,12 +43,13 @@ struct Grid {
     }
 };
 
-void walk(cpu::Team& team, Grid& grid, int64_t num_phases) {
+void walk(cpu::Team& team, int index, Grid& grid, int64_t num_phases) {
     for (int64_t phase = 0; phase < num_phases; ++phase) {
-        for (int64_t unit = team.take(); unit < units_of(phase); unit = team.take()) grid.unit(phase, unit);
-        team.barrier();
-        if (team.take() == 0) grid.turn(phase);
-        team.barrier();
+        const int64_t num = units_of(phase);
+        for (int64_t unit = team.take(index, num); unit < num; unit = team.take(index, num)) grid.unit(phase, unit);
+        team.barrier(index);
+        if (team.take(index, 1) == 0) grid.turn(phase);
+        team.barrier(index);
     }
 }
 
@@ -64,7 +66,7 @@ void phases_hand_over_plain_memory() {
     constexpr int64_t kPhases = 2000;
     for (const int size : kSizes) {
         Grid grid;
-        run_team(size, [&](cpu::Team& team, int) { walk(team, grid, kPhases); });
+        run_team(size, [&](cpu::Team& team, int index) { walk(team, index, grid, kPhases); });
         check(grid.before == expected(kPhases),
               "a team of " + std::to_string(size) + " computed something else than one member");
     }
@@ -76,9 +78,34 @@ void a_phase_waits_for_its_slowest_member() {
         run_team(size, [&](cpu::Team& team, int index) {
             if (index == size - 1) std::this_thread::sleep_for(std::chrono::milliseconds(20));
             arrived[index] = 1;
-            team.barrier();
+            team.barrier(index);
             for (int i = 0; i < size; ++i)
                 check(arrived[i] == 1, "a member left the barrier before another came to it");
+        });
+    }
+}
+
+// One member takes nothing until all is done: the others find its units too, and its own come first and in order.
+void members_take_over_units_of_one_that_is_late() {
+    constexpr int64_t kUnits = 23;
+    for (const int size : kSizes) {
+        std::atomic<int64_t> num_done{0};
+        run_team(size, [&](cpu::Team& team, int index) {
+            const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+            while (size > 1 && index == size - 1 && num_done < kUnits) {
+                check(std::chrono::steady_clock::now() < give_up, "nobody took the units of a member that is late");
+                std::this_thread::yield();
+            }
+            int64_t last = -1;
+            for (int64_t unit = team.take(index, kUnits); unit < kUnits; unit = team.take(index, kUnits)) {
+                if (unit % size == index) {
+                    check(unit > last, "unit " + std::to_string(unit) + " came after " + std::to_string(last));
+                    last = unit;
+                }
+                ++num_done;
+            }
+            team.barrier(index);
+            check(num_done == kUnits, std::to_string(num_done) + " units were computed");
         });
     }
 }
@@ -89,11 +116,11 @@ void a_smaller_team_than_was_asked_for() {
     cpu::Team team(4);
     std::vector<std::thread> threads;
     for (int i = 0; i < 2; ++i) {
-        threads.emplace_back([&] {
+        threads.emplace_back([&, i] {
             team.run_member([&] {
                 team.resize(2);
                 check(team.size() == 2, "the size of the team is not the one it was given");
-                walk(team, grid, kPhases);
+                walk(team, i, grid, kPhases);
             });
         });
     }
@@ -113,11 +140,11 @@ void a_failing_member_stops_the_team() {
             Grid grid;
             std::string message = "nothing was thrown";
             try {
-                run_team(size, [&](cpu::Team& team, int) {
-                    walk(team, grid, round % 10);
-                    if (team.take() == round % size) throw Failure("unit " + std::to_string(round % size));
-                    team.barrier();
-                    walk(team, grid, 1000000000);  // ends by the failure alone
+                run_team(size, [&](cpu::Team& team, int index) {
+                    walk(team, index, grid, round % 10);
+                    if (team.take(index, size) == round % size) throw Failure("unit " + std::to_string(round % size));
+                    team.barrier(index);
+                    walk(team, index, grid, 1000000000);  // ends by the failure alone
                 });
             } catch (const Failure& error) {
                 message = error.what();
@@ -134,7 +161,7 @@ void of_many_failures_one_comes_out() {
             int caught = -1;
             try {
                 run_team(size, [&](cpu::Team& team, int index) {
-                    team.barrier();
+                    team.barrier(index);
                     thrown[index] = 1;
                     throw index;
                 });
@@ -190,6 +217,7 @@ int main(int argc, char** argv) {
         {
             {"phases hand over plain memory", phases_hand_over_plain_memory},
             {"a phase waits for its slowest member", a_phase_waits_for_its_slowest_member},
+            {"members take over units of one that is late", members_take_over_units_of_one_that_is_late},
             {"a smaller team than was asked for", a_smaller_team_than_was_asked_for},
             {"a failing member stops the team", a_failing_member_stops_the_team},
             {"of many failures one comes out", of_many_failures_one_comes_out},

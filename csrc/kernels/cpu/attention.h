@@ -222,6 +222,7 @@ inline void weigh_queries(const QueryTile& tile, const Blocks<E>& blocks, int64_
         }
     };
     columns(Constant<num>{});
+    if constexpr (num > 2) columns(Constant<2>{});
     columns(Constant<1>{});
     if (whole < d) {
         for (int64_t r = 0; r < R; ++r) weigh_rest<E>(tile, blocks, query + r, whole, positions(query + r));

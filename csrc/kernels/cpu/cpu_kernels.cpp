@@ -74,10 +74,11 @@ void mlp(Context& context, const MlpArgs& args) {
 void select_rows(Context& context, const SelectRowsArgs& args) {
     const int64_t width = args.from.size(1), num_rows = args.rows.size(0);
     Team& team = *context.member->team;
-    for (int64_t row = team.take(); row < num_rows; row = team.take()) {
+    const int member = context.member->index;
+    for (int64_t row = team.take(member, num_rows); row < num_rows; row = team.take(member, num_rows)) {
         std::copy_n(floats(args.from) + integers(args.rows)[row] * width, width, floats(args.out) + row * width);
     }
-    team.barrier();
+    team.barrier(member);
 }
 
 void head(Context& context, const HeadArgs& args) {
@@ -108,7 +109,7 @@ void walk(const Context& context, Team& team, int index, const std::function<voi
     const DefaultFloatMode float_mode;
     char* end = static_cast<char*>(context.scratch.data_ptr()) + context.scratch.size(0);
     char* shared = static_cast<char*>(context.scratch.data_ptr());
-    const Member member{&team, shared, end - (index + 1) * context.own_scratch};
+    const Member member{&team, index, shared, end - (index + 1) * context.own_scratch};
     Context mine = context;
     mine.member = &member;
     mine.is_first = index == 0;

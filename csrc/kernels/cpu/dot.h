@@ -68,6 +68,11 @@ struct MatrixRows {
     MatrixRows from(int64_t row, int64_t most) const { return {matrix, first + row, smaller(num - row, most)}; }
 };
 
+// How the rows of W are cut into units of work: a multiple of `step` rows each, but for the last, and at most `most`.
+struct UnitRows {
+    int64_t most, step;
+};
+
 // n floats to another type.
 template <class X>
 inline void convert(const float* from, X* to, int64_t n) {

@@ -24,6 +24,7 @@ struct Float16 {
 // One thread of the step.
 struct Member {
     Team* team;
+    int index;     // in the team
     char* shared;  // scratch of the whole team, `Scratch::shared` bytes
     char* own;     // scratch of this member, `Scratch::own` bytes
 };

@@ -23,8 +23,9 @@ struct Pieces {
 
 template <class F>
 inline void for_units(const Member& member, int64_t num, F f) {
-    for (int64_t unit = member.team->take(); unit < num; unit = member.team->take()) f(unit);
-    member.team->barrier();
+    Team& team = *member.team;
+    for (int64_t unit = team.take(member.index, num); unit < num; unit = team.take(member.index, num)) f(unit);
+    team.barrier(member.index);
 }
 
 template <class T>
@@ -148,12 +149,9 @@ struct Layers {
         const Products work(member, a.num_rows, hidden);
         work.pack_normed(a.norm, [&](int64_t i) { return a.x + i * hidden; });
         work.for_units_of(a.head, [&](const MatrixRows& rows, const MatrixRows& next, int64_t first, int64_t m) {
-            work.product(rows, next, first, m, work.c);
-            for (int64_t i = 0; i < m; ++i) {
-                add_bias<T>(rows, work.c + i * rows.num);
-                __builtin_memcpy(a.logits + (first + i) * vocab + rows.first, work.c + i * rows.num,
-                                 rows.num * sizeof(float));
-            }
+            float* logits = a.logits + first * vocab + rows.first;
+            work.product(rows, next, first, m, logits, vocab);
+            for (int64_t i = 0; i < m; ++i) add_bias<T>(rows, logits + i * vocab);
         });
     }
 
@@ -214,21 +212,38 @@ private:
             });
         }
 
+        // W's rows in units of work of about one size, as many for each member.
+        struct Units {
+            Units(const Products& work, const Matrix& matrix) : w(matrix) {
+                const int64_t size = work.member.team->size();
+                const UnitRows rows = Product<T>::unit_rows(work.rows, w.rows, size);
+                step = rows.step;
+                steps = (w.rows + step - 1) / step;
+                count = smaller(steps, round_up((w.rows + rows.most - 1) / rows.most, size));
+            }
+            int64_t begin(int64_t unit) const { return smaller(w.rows, unit * steps / count * step); }
+            MatrixRows operator[](int64_t unit) const { return {&w, begin(unit), begin(unit + 1) - begin(unit)}; }
+
+            const Matrix& w;
+            int64_t step, steps, count;
+        };
+
         // The same over W's rows: f(rows of W, those likely to come next, first row of x, number of rows).
         template <class F>
         void for_units_of(const Matrix& w, F f) const {
-            const int64_t unit_rows = Product<T>::unit_rows(rows, w.rows, member.team->size());
-            const auto rows_of = [&](int64_t unit) -> MatrixRows {
-                return {&w, unit * unit_rows, smaller(unit_rows, w.rows - unit * unit_rows)};
-            };
-            for_blocks((w.rows + unit_rows - 1) / unit_rows, [&](int64_t unit, int64_t next, int64_t first, int64_t m) {
-                f(rows_of(unit), rows_of(next), first, m);
+            const Units units(*this, w);
+            for_blocks(units.count, [&](int64_t unit, int64_t next, int64_t first, int64_t m) {
+                f(units[unit], units[next], first, m);
             });
         }
 
-        // out [m, w.num]: rows of W by rows [first, first + m) of x
+        // out [m, w.num], rows `ld` apart: rows of W by rows [first, first + m) of x
+        void product(const MatrixRows& w, const MatrixRows& next, int64_t first, int64_t m, float* out,
+                     int64_t ld) const {
+            Product<T>::run(w, next, operand, rows, first, m, out, ld, scratch);
+        }
         void product(const MatrixRows& w, const MatrixRows& next, int64_t first, int64_t m, float* out) const {
-            Product<T>::run(w, next, operand, rows, first, m, out, w.num, scratch);
+            product(w, next, first, m, out, w.num);
         }
 
         // x [rows, w.rows] += the product and its bias
@@ -274,11 +289,12 @@ private:
             int64_t row, kv_head, head_tile, first_token;
         };
 
-        // Units are numbered row by row; a member's units come in ascending order.
+        // Units are numbered row by row; a member's own units come in ascending order.
         struct Cursor {
             int64_t row = 0, before = 0;  // units of the rows before
 
             Place at(const AttendWork& work, int64_t unit) {
+                if (unit < before) row = before = 0;
                 while (unit >= before + work.tiles_of(row)) before += work.tiles_of(row++);
                 const int64_t heads = work.a.kv_heads * work.head_tiles, index = unit - before;
                 const int64_t head = index % heads;

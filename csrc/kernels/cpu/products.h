@@ -43,13 +43,15 @@ struct Product {
 
     // Rows of W in a unit of work: enough units for a balanced team, each long enough to be worth taking. Few rows of x, which
     // wait for the memory, take longer streams of W.
-    static int64_t unit_rows(int64_t rows_of_x, int64_t rows_of_w, int team_size) {
+    static UnitRows unit_rows(int64_t rows_of_x, int64_t rows_of_w, int team_size) {
         static_assert(kFewTiles * kTileRows * kLongUnit * 16 <= kMostRows * kMostUnitRows);
         if (are_many(rows_of_x)) return ManyRows<T>::unit_rows(rows_of_w, team_size);
         const bool few = rows_of_x <= kFewTiles * kTileRows;
         const int64_t tile = rows_of_x < kTileRows ? 16 : 2 * kTileWidths[tile_height(rows_of_x) - 1];
-        const int64_t balanced = rows_of_w / ((few ? 4 : 8) * team_size) / tile * tile;
-        return balanced < tile ? tile : smaller(balanced, (few ? kLongUnit : 4) * tile);
+        const int64_t units = (few ? 4 : 8) * team_size;
+        if (few) return {smaller(round_up((rows_of_w + units - 1) / units, tile), kLongUnit * tile), tile};
+        const int64_t most = smaller(larger(1, rows_of_w / units / tile), 4) * tile;
+        return {most, most};
     }
 
     // Rows of x in a unit of work, of `rows`.

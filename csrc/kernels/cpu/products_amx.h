@@ -83,8 +83,9 @@ struct Product<BFloat16> {
         }
     }
 
-    static int64_t unit_rows(int64_t /*rows_of_x*/, int64_t rows_of_w, int team_size) {
-        return rows_of_w >= 64 * 4 * team_size ? 64 : 32;
+    static UnitRows unit_rows(int64_t /*rows_of_x*/, int64_t rows_of_w, int team_size) {
+        const int64_t most = rows_of_w >= 64 * 4 * team_size ? 64 : 32;
+        return {most, most};
     }
 
     static int64_t scratch_bytes(int64_t /*columns*/) { return 2 * 16 * 16 * 4 + 2 * 16 * 32 * 2; }

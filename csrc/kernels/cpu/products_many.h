@@ -45,9 +45,11 @@ struct ManyRows {
         return Vec::N / 2 * pair_stride(steps_of(columns), kVecs) * static_cast<int64_t>(sizeof(Vec));
     }
 
-    static int64_t unit_rows(int64_t rows_of_w, int team_size) {
-        if (rows_of_w < team_size * kGroup) return D::K;
-        return smaller(larger(kGroup, rows_of_w / (8 * team_size) / kGroup * kGroup), kMostUnitRows / kGroup * kGroup);
+    static UnitRows unit_rows(int64_t rows_of_w, int team_size) {
+        if (rows_of_w < team_size * kGroup) return {D::K, D::K};
+        const int64_t balanced = larger(kGroup, rows_of_w / (8 * team_size) / kGroup * kGroup);
+        const int64_t most = smaller(balanced, kMostUnitRows / kGroup * kGroup);
+        return {most, most};
     }
 
     // One row of Product::pack, from a multiple of D::K columns on. The operand is tiles of [pair of lanes][step][2][row of

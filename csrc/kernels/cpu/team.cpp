@@ -24,13 +24,22 @@ void pause() {
 
 }  // namespace
 
-int64_t Team::take() { return next_unit_.fetch_add(1, std::memory_order_relaxed); }
+int64_t Team::take(int member, int64_t num_units) {
+    std::vector<Taken>& taken = taken_[phase_.load(std::memory_order_relaxed) % 2];
+    int64_t unit = take_of(taken[member], member);
+    for (int i = 1; unit >= num_units && i < size(); ++i) {
+        const int other = (member + i) % size();
+        const int64_t left = taken[other].count.load(std::memory_order_relaxed) * size() + other;
+        if (left < num_units) unit = take_of(taken[other], other);
+    }
+    return unit;
+}
 
-void Team::barrier() {
+void Team::barrier(int member) {
     const uint32_t phase = phase_.load(std::memory_order_relaxed);
+    taken_[(phase + 1) % 2][member].count.store(0, std::memory_order_relaxed);
     if (num_waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == size()) {
         num_waiting_.store(0, std::memory_order_relaxed);
-        next_unit_.store(0, std::memory_order_relaxed);
         phase_.store(phase + 1, std::memory_order_release);
     } else {
         int spins = 0;
