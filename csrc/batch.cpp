@@ -62,19 +62,17 @@ Batch::Batch(const std::vector<Work>& work, int64_t block_size, at::Device devic
     const at::AutoDispatchBelowADInplaceOrView no_bookkeeping;  // of autograd, in making views
     on_host = tensor_of(all, at::kLong);
     const at::Tensor packed = on_host.to(device, non_blocking);
-    int64_t first = 0;
-    const auto next = [&](size_t count) {
-        const int64_t begin = first;
-        first += static_cast<int64_t>(count);
-        return packed.narrow(0, begin, static_cast<int64_t>(count));
-    };
-    tokens = next(token_ids.size());
-    positions = next(position_ids.size());
-    slots = next(slot_ids.size());
-    logit_rows = next(sampled_from.size());
-    scored_tokens = next(scored_ids.size());
-    block_table =
-        next(work.size() * most_blocks).view({static_cast<int64_t>(work.size()), static_cast<int64_t>(most_blocks)});
+    const auto size = [](const auto& part) { return static_cast<int64_t>(part.size()); };
+    const int64_t num_rows = size(work), num_blocks = static_cast<int64_t>(most_blocks);
+    std::vector<at::Tensor> parts =
+        packed.split_with_sizes({size(token_ids), size(position_ids), size(slot_ids), size(sampled_from),
+                                 size(scored_ids), num_rows * num_blocks});
+    tokens = std::move(parts[0]);
+    positions = std::move(parts[1]);
+    slots = std::move(parts[2]);
+    logit_rows = std::move(parts[3]);
+    scored_tokens = std::move(parts[4]);
+    block_table = parts[5].view({num_rows, num_blocks});
 }
 
 }  // namespace demiurgic

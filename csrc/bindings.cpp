@@ -507,9 +507,11 @@ std::vector<T> from(const std::vector<T>& values, int64_t start) {
 
 void bind_call(py::module_& m) {
     py::class_<CallHandle>(m, "Call", "The rows of one call of generate, under way or finished.")
-        .def("advance", &advance,
-             "Runs steps, or waits for another thread's, until the call has got on; False once it is finished. The "
-             "GIL is released. Ctrl-C raises KeyboardInterrupt on the main thread.")
+        .def(
+            "advance", &advance,
+            "Runs steps, or waits for another thread's, until the call has got on, or for a tenth of a second where it "
+            "is not interruptible; False once it is finished. The GIL is released. Ctrl-C raises KeyboardInterrupt on "
+            "the main thread.")
         .def(
             "cancel",
             [](const CallHandle& handle) {

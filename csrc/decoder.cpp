@@ -65,6 +65,11 @@ void Decoder::extend_rotary(int64_t num_positions) {
 
 Decoder::Rotary Decoder::rotary_at(const Batch& batch) {
     extend_rotary(shape_of(batch).context_length);
+    if (batch.rows.size() == 1) {  // positions that follow each other: no copy
+        const BatchRow& row = batch.rows.front();
+        const int64_t first = row.context_length - row.num_tokens;
+        return {rotary_.cos.narrow(0, first, row.num_tokens), rotary_.sin.narrow(0, first, row.num_tokens)};
+    }
     return {rotary_.cos.index_select(0, batch.positions), rotary_.sin.index_select(0, batch.positions)};
 }
 

@@ -330,7 +330,11 @@ bool Engine::advance(Call& call, const Poll& poll) {
     std::unique_lock lock(mutex_);
     check_not_in_hook();
     const int64_t steps_before = call.num_steps;
-    while (!call.finished() && call.num_steps == steps_before) {
+    const auto look = std::chrono::steady_clock::now() + kMostTimeBetweenLooks;
+    const auto goes_on = [&] {
+        return call.num_steps == steps_before || (!call.interruptible && std::chrono::steady_clock::now() < look);
+    };
+    while (!call.finished() && goes_on()) {
         if (stepping_ || num_adding_ > 0) {
             wait(lock, poll);
         } else {
@@ -392,7 +396,7 @@ void Engine::step_simply(std::vector<Work>& work, std::unique_lock<std::mutex>& 
 void Engine::step_ahead(std::vector<Work> work, std::unique_lock<std::mutex>& lock, const Poll& poll,
                         const Call& call) {
     Stopwatch watch;
-    const auto end = std::chrono::steady_clock::now() + kMostTimeAhead;
+    const auto end = std::chrono::steady_clock::now() + kMostTimeBetweenLooks;
     StepsAhead steps(*loop_, kBlockSize, weights_.config().vocab_size);
     steps.launch(std::move(work));
     while (steps.any_in_flight()) {

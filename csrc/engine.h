@@ -65,8 +65,8 @@ struct EngineCounters {
 class Engine {
 public:
     static constexpr int64_t kBlockSize = 16;
-    // Of steps that are run ahead, after which whoever runs them has a look round: to show how far it has got.
-    static constexpr std::chrono::milliseconds kMostTimeAhead{100};
+    // After which who runs steps of a call that nothing may come between has a look round: to show how far it has got.
+    static constexpr std::chrono::milliseconds kMostTimeBetweenLooks{100};
 
     // `cache_bytes`: most memory of the key/value cache; nullopt: what is free on the device. `keep_prefixes`: what
     // sequences have computed stays in the cache for later ones, as long as there is room. Not `exact`: the bits of a row
@@ -94,7 +94,8 @@ public:
     // does, and what `poll` throws, which is asked as in advance; nothing of the rows is left behind then.
     std::vector<Score> score(const std::vector<std::vector<int64_t>>& rows, int64_t max_running, const Poll& poll);
 
-    // Runs steps, or waits for another thread's, until `call` has a new token or end. False where it is finished.
+    // Runs steps, or waits for another thread's, until `call` has a new token or end, or, where it is not interruptible,
+    // for kMostTimeBetweenLooks. False where it is finished.
     // `poll` is asked between layers and while waiting; what it throws ends the step, without a trace, and leaves here.
     // What a hook of the call threw, on whatever thread, leaves here too; the call has ended then.
     bool advance(Call& call, const Poll& poll);

@@ -307,7 +307,10 @@ class Generation:
         return len(self.seeds)
 
     def advance(self) -> bool:
-        """Computes until this call has got on by a step; False once every row has ended."""
+        """Computes until this call has got on by a step, or, not interruptible, for a tenth of a second.
+
+        False once every row has ended.
+        """
         more = self._call.advance()
         if not more:
             self._call.settle()
