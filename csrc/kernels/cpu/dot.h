@@ -5,6 +5,12 @@
 // How weights of a type are multiplied, and what the products of few and of many rows share. Included inside the namespace
 // of an instruction set, after its Vec.
 
+// The first n lanes, n from 1 to N.
+template <class T>
+inline Vec load_some(const T* p, int64_t n) {
+    return n == Vec::N ? load(p) : load_first(p, n);
+}
+
 // x is rounded to X; `dot` adds the products of K elements to the lanes, lane i those of the i-th 32 bits of x and of W.
 template <class T>
 struct Dot {
@@ -17,9 +23,7 @@ struct Dot {
     static Vec dot(Operand x, Operand w, Vec lanes) { return fma(x, w, lanes); }
 
     // n of K values, and zeros behind them.
-    static void round_x(const float* p, int64_t n, X* to) {
-        for (int64_t i = 0; i < K; ++i) to[i] = i < n ? p[i] : 0;
-    }
+    static void round_x(const float* p, int64_t n, X* to) { store(to, load_some(p, n)); }
     // What one lane takes, for all lanes.
     static Operand spread_x(uint32_t bits) { return broadcast(__builtin_bit_cast(float, bits)); }
 };
@@ -83,12 +87,6 @@ inline void convert(const float* from, X* to, int64_t n) {
         store(padded, load_first(from + i, n - i));
         for (int64_t j = i; j < n; ++j) to[j] = padded[j - i];
     }
-}
-
-// The first n lanes, n from 1 to N.
-template <class T>
-inline Vec load_some(const T* p, int64_t n) {
-    return n == Vec::N ? load(p) : load_first(p, n);
 }
 
 inline void store_some(float* p, Vec x, int64_t n) {
