@@ -165,6 +165,23 @@ def test_threads_that_call_and_cancel_at_any_time(seed):
     assert engine.counters()["num_used_blocks"] == 0
 
 
+def test_only_what_nothing_may_come_between_goes_on_for_several_steps():
+    model, texts = model_and_texts()
+    prompt, completion = texts[4]
+
+    def num_advances(interruptible):
+        config = GenerationConfig(do_sample=False, max_new_tokens=NEW, eos_token_id=[])
+        with Generation(model, [prompt], config=config, interruptible=interruptible) as generation:
+            number = 1
+            while generation.advance():
+                number += 1
+            assert generation.tokens(0) == completion
+        return number
+
+    assert num_advances(interruptible=True) == NEW
+    assert num_advances(interruptible=False) < NEW
+
+
 def test_a_cancelled_call_frees_its_blocks_for_those_that_wait():
     _, texts = model_and_texts()
     limits = {"cache_bytes": LEAST_BLOCKS * BLOCK_BYTES, "max_step_tokens": 512}
