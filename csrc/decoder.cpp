@@ -106,15 +106,16 @@ LoopModel Decoder::loop_model(const KVCache& cache, int64_t block_size) {
             cache.keys,         cache.values,      block_size,    rotary,        context_.library};
 }
 
-at::Tensor Decoder::decode(const Batch& batch, KVCache& cache, const Poll& poll) {
+Decoder::StepTensors Decoder::tensors_of(const Batch& batch) {
     const at::AutoDispatchBelowADInplaceOrView no_bookkeeping;  // of autograd, in making views
     const ModelConfig& config = weights_.config();
-    const double eps = config.rms_norm_eps;
     const int64_t num_tokens = batch.tokens.size(0), num_logits = batch.logit_rows.size(0);
     make_room(num_tokens, num_logits);
-    const Rotary rotary = rotary_at(batch);
-    at::Tensor x = x_.narrow(0, 0, num_tokens), logits = logits_.narrow(0, 0, num_logits);
-    std::vector<at::Tensor> q, attended;  // by layer, [N, heads, d]
+    StepTensors step;
+    step.rotary = rotary_at(batch);
+    step.x = x_.narrow(0, 0, num_tokens);
+    step.logits = logits_.narrow(0, 0, num_logits);
+    std::vector<at::Tensor>&q = step.q, &attended = step.attended;
     for (const LayerConfig& layer : config.layers) {
         const auto view = [&](const at::Tensor& buffer) {
             return buffer.narrow(0, 0, num_tokens * layer.num_heads * layer.head_dim)
@@ -124,41 +125,47 @@ at::Tensor Decoder::decode(const Batch& batch, KVCache& cache, const Poll& poll)
         q.push_back(as_before ? q.back() : view(q_));
         attended.push_back(as_before ? attended.back() : view(attended_));
     }
+    step.wide_attended = attended.back().flatten(1);
+    const int64_t width = step.wide_attended.size(1);
+    step.last_x = batch.all_logits ? step.x : last_x_.narrow(0, 0, num_logits);
+    step.last_attended = batch.all_logits ? step.wide_attended
+                                          : last_attended_.narrow(0, 0, num_logits * width).view({num_logits, width});
+    return step;
+}
 
+at::Tensor Decoder::decode(const Batch& batch, KVCache& cache, const Poll& poll) {
+    const ModelConfig& config = weights_.config();
+    const double eps = config.rms_norm_eps;
+    StepTensors step = tensors_of(batch);
     // Behind the last layer's attention, only tokens whose logits are wanted are looked at again.
-    const bool selects = !batch.all_logits;
-    const at::Tensor wide_attended = attended.back().flatten(1);  // [N, heads * d]
-    at::Tensor last_x = selects ? last_x_.narrow(0, 0, num_logits) : x;
-    at::Tensor last_attended =
-        selects
-            ? last_attended_.narrow(0, 0, num_logits * wide_attended.size(1)).view({num_logits, wide_attended.size(1)})
-            : wide_attended;
-
+    const bool selects = !batch.all_logits, no_logits = batch.logit_rows.size(0) == 0;
     kernels_.prepare(context_, shape_of(batch));
     kernels_.run(context_, [&](Context& context) {
-        kernels_.embed(context, {batch.tokens, weights_.embedding, x});
+        kernels_.embed(context, {batch.tokens, weights_.embedding, step.x});
         for (size_t i = 0; i < weights_.layers.size(); ++i) {
             if (context.is_first) poll();
             const bool is_last = i + 1 == weights_.layers.size();
             const LayerConfig& shape = config.layers[i];
             const LayerWeights& layer = weights_.layers[i];
             const double scale = 1.0 / std::sqrt(static_cast<double>(shape.head_dim));
-            kernels_.attention_in(context, {x, layer.attention_norm, eps, layer.q, layer.k, layer.v, rotary.cos,
-                                            rotary.sin, batch.slots, cache.keys[i], cache.values[i], q[i]});
-            if (is_last && num_logits == 0) return;
-            kernels_.attend(context, {q[i], cache.keys[i], cache.values[i], batch.rows, batch.block_table,
-                                      batch.block_runs, scale, attended[i]});
+            kernels_.attention_in(context,
+                                  {step.x, layer.attention_norm, eps, layer.q, layer.k, layer.v, step.rotary.cos,
+                                   step.rotary.sin, batch.slots, cache.keys[i], cache.values[i], step.q[i]});
+            if (is_last && no_logits) return;
+            kernels_.attend(context, {step.q[i], cache.keys[i], cache.values[i], batch.rows, batch.block_table,
+                                      batch.block_runs, scale, step.attended[i]});
             if (is_last && selects) {
-                kernels_.select_rows(context, {x, batch.logit_rows, last_x});
-                kernels_.select_rows(context, {wide_attended, batch.logit_rows, last_attended});
+                kernels_.select_rows(context, {step.x, batch.logit_rows, step.last_x});
+                kernels_.select_rows(context, {step.wide_attended, batch.logit_rows, step.last_attended});
             }
-            at::Tensor& rows = is_last ? last_x : x;
-            kernels_.attention_out(context, {is_last ? last_attended : attended[i], layer.attention_out, rows});
+            at::Tensor& rows = is_last ? step.last_x : step.x;
+            kernels_.attention_out(context,
+                                   {is_last ? step.last_attended : step.attended[i], layer.attention_out, rows});
             kernels_.mlp(context, {layer.mlp_norm, eps, layer.gate, layer.up, layer.down, shape.activation, rows});
         }
-        kernels_.head(context, {last_x, weights_.norm, eps, weights_.head, logits});
+        kernels_.head(context, {step.last_x, weights_.norm, eps, weights_.head, step.logits});
     });
-    return logits;
+    return step.logits;
 }
 
 }  // namespace demiurgic

@@ -32,6 +32,17 @@ private:
         at::Tensor cos, sin;  // [N, d / 2] float32
     };
 
+    // What one step reads and writes of the decoder's memory: views, one row's angles too.
+    struct StepTensors {
+        Rotary rotary;
+        at::Tensor x;                         // [N, H]
+        std::vector<at::Tensor> q, attended;  // by layer, [N, heads, d]
+        at::Tensor wide_attended;             // of the last layer, [N, heads * d]
+        at::Tensor last_x, last_attended;     // of the tokens whose logits are wanted, [R, H] and [R, heads * d]
+        at::Tensor logits;                    // [R, V] float32
+    };
+
+    StepTensors tensors_of(const Batch& batch);
     void make_room(int64_t num_tokens, int64_t num_logits);
     void extend_rotary(int64_t num_positions);
     Rotary rotary_at(const Batch& batch);
