@@ -461,6 +461,9 @@ def test_what_an_interrupted_generation_has_made_is_printed(
     class Interrupted(cli.Generation):
         steps = 0
 
+        def __init__(self, *args: Any, **keywords: Any) -> None:
+            super().__init__(*args, **{**keywords, "interruptible": True})  # a step at a time
+
         def advance(self) -> bool:
             self.steps += 1
             if self.steps > 4:

@@ -49,8 +49,8 @@ OPERATIONS = {
     # matrix products, and the one lookup that is like them
     "linear", "bmm", "embedding",
     # views, which cost the host alone
-    "expand", "expand_as", "flatten.using_ints", "narrow", "permute", "reshape", "select.int", "squeeze.dim",
-    "transpose.int", "unsqueeze", "view", "view.dtype",
+    "expand", "expand_as", "flatten.using_ints", "narrow", "permute", "reshape", "select.int",
+    "split_with_sizes", "squeeze.dim", "transpose.int", "unsqueeze", "view", "view.dtype",
     # element by element
     "abs", "add.Scalar", "add.Tensor", "add_.Tensor", "bitwise_and.Scalar", "bitwise_or.Scalar",
     "bitwise_right_shift.Tensor_Scalar", "bitwise_xor.Scalar", "clamp_max", "clamp_min", "div.Tensor", "eq.Scalar",
@@ -76,12 +76,14 @@ OPERATIONS = {
 # fmt: on
 
 
-def request(prompts: list[list[int]], hooks: _C.Hooks | None = None, **options: Any) -> _C.Request:
+def request(
+    prompts: list[list[int]], hooks: _C.Hooks | None = None, *, interruptible: bool = False, **options: Any
+) -> _C.Request:
     config = GenerationConfig(**({"eos_token_id": []} | options))
     seeds = list(range(len(prompts) * config.num_return_sequences))
     letters = _C.TokenBytes(["a"] * 97, [], "raw") if config.stop else None
-    wanted = {"max_running": 8, "want_logprobs": True, "token_bytes": letters, "hooks": hooks, "interruptible": False}
-    return _C.Request(prompts=prompts, config=config, seeds=seeds, **wanted)
+    wanted = {"max_running": 8, "want_logprobs": True, "token_bytes": letters, "hooks": hooks}
+    return _C.Request(prompts=prompts, config=config, seeds=seeds, interruptible=interruptible, **wanted)
 
 
 def finish(*calls: _C.Call) -> list[str]:
@@ -266,7 +268,8 @@ def step_of_decoding(model: DemiurgicForCausalLM, **options: Any) -> list[Call]:
     """The operations of one step of two rows that are past their prompts."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("DEMIURGIC_KERNELS", "reference")
-        call = _C.Engine(live_weights(model), None, 512, False).add(request(PROMPTS, max_new_tokens=5, **options))
+        engine = _C.Engine(live_weights(model), None, 512, False)
+        call = engine.add(request(PROMPTS, interruptible=True, max_new_tokens=5, **options))  # a step at a time
         call.advance()
         call.advance()
         calls = record(call.advance)
@@ -292,7 +295,7 @@ def test_steps_ahead_wait_for_nothing(options, monkeypatch):
     monkeypatch.setenv("DEMIURGIC_STEPS", "ahead")
     engine = _C.Engine(live_weights(tiny_model()), None, 512, False)
     call = engine.add(request(PROMPTS, max_new_tokens=5, **options))
-    call.advance()  # the prompts
+    engine.add(request([[5]], interruptible=True, max_new_tokens=1)).advance()  # one step, with all prompts
     calls = record(call.advance)
     num_steps = engine.counters()["num_steps"] - 1
     assert finish(call) == ["length"] * 2

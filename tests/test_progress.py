@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from models import fixed_logits_model, tiny_model
 
-from demiurgic import GenerationError, generate, progress
+from demiurgic import GenerationError, engine, generate, progress
 
 PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7], [5]]  # with max_length=7 they end after 2, 4 and 6 tokens
 
@@ -24,10 +24,19 @@ class Screen(io.StringIO):
         self.isatty = lambda: terminal  # type: ignore[method-assign]
 
 
+class StepByStep(engine.Generation):
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **{**keywords, "interruptible": True})
+
+
 def screen(monkeypatch: pytest.MonkeyPatch, terminal: bool = True) -> Screen:
-    """Puts one in place; not a fixture, because pytest sets its own standard error before the test's body."""
+    """Puts one in place, and a look after every step instead of every tenth of a second.
+
+    Not a fixture, because pytest sets its own standard error before the test's body.
+    """
     monkeypatch.setattr(sys, "stderr", found := Screen(terminal))
     monkeypatch.setattr(progress, "_INTERVAL", 0)
+    monkeypatch.setattr(engine, "Generation", StepByStep)
     return found
 
 
