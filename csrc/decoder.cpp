@@ -29,12 +29,14 @@ void Decoder::make_room(int64_t num_tokens, int64_t num_logits) {
     const ModelConfig& config = weights_.config();
     const at::TensorOptions wide = at::TensorOptions().device(weights_.device()).dtype(at::kFloat);
     if (!x_.defined() || x_.size(0) < num_tokens) {
+        step_ = {};
         const at::TensorOptions options = kernels_.float_activations ? wide : weights_.embedding.options();
         x_ = at::empty({num_tokens, config.hidden_size}, options);
         q_ = at::empty({num_tokens * widest_q_}, options);
         attended_ = at::empty({num_tokens * widest_q_}, options);
     }
     if (!logits_.defined() || logits_.size(0) < num_logits) {
+        step_ = {};
         logits_ = at::empty({num_logits, config.vocab_size}, wide);
         last_x_ = at::empty({num_logits, config.hidden_size}, x_.options());
         last_attended_ = at::empty({num_logits * widest_q_}, x_.options());
@@ -64,6 +66,7 @@ void Decoder::extend_rotary(int64_t num_positions) {
 }
 
 Decoder::Rotary Decoder::rotary_at(const Batch& batch) {
+    const at::AutoDispatchBelowADInplaceOrView no_bookkeeping;  // of autograd, in making views
     extend_rotary(shape_of(batch).context_length);
     if (batch.rows.size() == 1) {  // positions that follow each other: no copy
         const BatchRow& row = batch.rows.front();
@@ -86,6 +89,7 @@ void Decoder::forget() {
         *memory = at::Tensor();
     }
     rotary_ = {};
+    step_ = {};
 }
 
 LoopModel Decoder::loop_model(const KVCache& cache, int64_t block_size) {
@@ -106,17 +110,23 @@ LoopModel Decoder::loop_model(const KVCache& cache, int64_t block_size) {
             cache.keys,         cache.values,      block_size,    rotary,        context_.library};
 }
 
-Decoder::StepTensors Decoder::tensors_of(const Batch& batch) {
-    const at::AutoDispatchBelowADInplaceOrView no_bookkeeping;  // of autograd, in making views
-    const ModelConfig& config = weights_.config();
+Decoder::StepTensors& Decoder::tensors_of(const Batch& batch) {
     const int64_t num_tokens = batch.tokens.size(0), num_logits = batch.logit_rows.size(0);
+    const at::AutoDispatchBelowADInplaceOrView no_bookkeeping;  // of autograd, in making views
     make_room(num_tokens, num_logits);
+    const bool as_before = step_.x.defined() && step_.x.size(0) == num_tokens && step_.logits.size(0) == num_logits &&
+                           step_.last_x.is_same(step_.x) == batch.all_logits;
+    if (!as_before) step_ = make_tensors(batch);
+    return step_;
+}
+
+Decoder::StepTensors Decoder::make_tensors(const Batch& batch) const {
+    const int64_t num_tokens = batch.tokens.size(0), num_logits = batch.logit_rows.size(0);
     StepTensors step;
-    step.rotary = rotary_at(batch);
     step.x = x_.narrow(0, 0, num_tokens);
     step.logits = logits_.narrow(0, 0, num_logits);
     std::vector<at::Tensor>&q = step.q, &attended = step.attended;
-    for (const LayerConfig& layer : config.layers) {
+    for (const LayerConfig& layer : weights_.config().layers) {
         const auto view = [&](const at::Tensor& buffer) {
             return buffer.narrow(0, 0, num_tokens * layer.num_heads * layer.head_dim)
                 .view({num_tokens, layer.num_heads, layer.head_dim});
@@ -136,7 +146,8 @@ Decoder::StepTensors Decoder::tensors_of(const Batch& batch) {
 at::Tensor Decoder::decode(const Batch& batch, KVCache& cache, const Poll& poll) {
     const ModelConfig& config = weights_.config();
     const double eps = config.rms_norm_eps;
-    StepTensors step = tensors_of(batch);
+    StepTensors& step = tensors_of(batch);
+    const Rotary rotary = rotary_at(batch);
     // Behind the last layer's attention, only tokens whose logits are wanted are looked at again.
     const bool selects = !batch.all_logits, no_logits = batch.logit_rows.size(0) == 0;
     kernels_.prepare(context_, shape_of(batch));
@@ -148,9 +159,8 @@ at::Tensor Decoder::decode(const Batch& batch, KVCache& cache, const Poll& poll)
             const LayerConfig& shape = config.layers[i];
             const LayerWeights& layer = weights_.layers[i];
             const double scale = 1.0 / std::sqrt(static_cast<double>(shape.head_dim));
-            kernels_.attention_in(context,
-                                  {step.x, layer.attention_norm, eps, layer.q, layer.k, layer.v, step.rotary.cos,
-                                   step.rotary.sin, batch.slots, cache.keys[i], cache.values[i], step.q[i]});
+            kernels_.attention_in(context, {step.x, layer.attention_norm, eps, layer.q, layer.k, layer.v, rotary.cos,
+                                            rotary.sin, batch.slots, cache.keys[i], cache.values[i], step.q[i]});
             if (is_last && no_logits) return;
             kernels_.attend(context, {step.q[i], cache.keys[i], cache.values[i], batch.rows, batch.block_table,
                                       batch.block_runs, scale, step.attended[i]});

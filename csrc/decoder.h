@@ -32,9 +32,8 @@ private:
         at::Tensor cos, sin;  // [N, d / 2] float32
     };
 
-    // What one step reads and writes of the decoder's memory: views, one row's angles too.
+    // What one step reads and writes of the decoder's memory: views of it.
     struct StepTensors {
-        Rotary rotary;
         at::Tensor x;                         // [N, H]
         std::vector<at::Tensor> q, attended;  // by layer, [N, heads, d]
         at::Tensor wide_attended;             // of the last layer, [N, heads * d]
@@ -42,7 +41,9 @@ private:
         at::Tensor logits;                    // [R, V] float32
     };
 
-    StepTensors tensors_of(const Batch& batch);
+    // Mostly those of the step before, which had as many tokens.
+    StepTensors& tensors_of(const Batch& batch);
+    StepTensors make_tensors(const Batch& batch) const;
     void make_room(int64_t num_tokens, int64_t num_logits);
     void extend_rotary(int64_t num_positions);
     Rotary rotary_at(const Batch& batch);
@@ -55,6 +56,7 @@ private:
     at::Tensor x_, q_, attended_;        // [most tokens, widest]
     at::Tensor last_x_, last_attended_;  // of the tokens whose logits are wanted, [most rows, widest]
     at::Tensor logits_;                  // [most rows, V] float32
+    StepTensors step_;                   // of the last step; undefined where that memory is no more
     int64_t widest_product_, widest_q_;  // over all layers: most columns of a product; most heads * head_dim
 };
 

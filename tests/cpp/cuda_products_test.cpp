@@ -253,7 +253,9 @@ public:
     mutable std::vector<cuda::Progress> progress;  // of the last entry that ran
 
 private:
-    Oracle oracle() const { return {type, type != Type::float32, std::string(name_of(type)) + ", " + shape.name}; }
+    Oracle oracle() const {
+        return {type, type != Type::float32, false, std::string(name_of(type)) + ", " + shape.name};
+    }
     const cuda::Layers& layers() const {
         return type == Type::float32    ? cuda::kFloat32Layers
                : type == Type::bfloat16 ? cuda::kBFloat16Layers

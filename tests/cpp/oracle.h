@@ -15,8 +15,10 @@ struct Bounded {
 
 class Oracle {
 public:
-    // rounds_x: products take x as bfloat16, as the instructions for it do.
-    Oracle(Type type, bool rounds_x, std::string what) : type_(type), rounds_x_(rounds_x), what_(std::move(what)) {}
+    // rounds_x: products take x as bfloat16, as the instructions for it do; rounds_queries: attention takes queries and
+    // exponentials so.
+    Oracle(Type type, bool rounds_x, bool rounds_queries, std::string what)
+        : type_(type), rounds_x_(rounds_x), rounds_queries_(rounds_queries), what_(std::move(what)) {}
 
     // Each: the arguments after the entry ran, and what it changed as it was before.
     void check_embed(const cpu::Embed& a) const {
@@ -91,8 +93,9 @@ public:
 private:
     using Row = std::vector<Bounded>;
 
-    static constexpr double kUnit = 0x1p-24;  // of float32: half of what neighbours of 1 lie apart
-    static constexpr double kFew = 1e-6;      // relative, of some operations one after the other
+    static constexpr double kUnit = 0x1p-24;    // of float32: half of what neighbours of 1 lie apart
+    static constexpr double kFew = 1e-6;        // relative, of some operations one after the other
+    static constexpr double kRounded = 0x1p-8;  // relative, of a number as bfloat16
 
     void compare(const char* entry, double got, Bounded expected) const {
         if (std::fabs(got - expected.value) <= expected.error + 1e-30) return;
@@ -112,12 +115,12 @@ private:
 
     // As products take x.
     Bounded operand(Bounded x) const {
-        return rounds_x_ ? Bounded{x.value, x.error + 0x1p-8 * (std::fabs(x.value) + x.error)} : x;
+        return rounds_x_ ? Bounded{x.value, x.error + kRounded * (std::fabs(x.value) + x.error)} : x;
     }
 
     // As the cache keeps x.
     Bounded stored(Bounded x) const {
-        const double unit = type_ == Type::float32 ? 0 : type_ == Type::bfloat16 ? 0x1p-8 : 0x1p-11;
+        const double unit = type_ == Type::float32 ? 0 : type_ == Type::bfloat16 ? kRounded : 0x1p-11;
         const double smallest = type_ == Type::float16 ? 0x1p-25 : 0;
         return {x.value, x.error + unit * (std::fabs(x.value) + x.error) + smallest};
     }
@@ -183,6 +186,7 @@ private:
         const auto block = [&](int64_t position) {
             return (a.block_table[row * a.most_blocks + position / 16] * a.kv_heads + kv_head) * a.d * 16;
         };
+        const double rounding = rounds_queries_ ? kRounded : 0;
         std::vector<double> scores;
         double most = -INFINITY, error = 0;  // of a score
         for (int64_t position = 0; position < num_positions; ++position) {
@@ -195,11 +199,11 @@ private:
             }
             scores.push_back(score);
             most = std::max(most, score);
-            error = std::max(error, kUnit * static_cast<double>(a.d + 2) * size);
+            error = std::max(error, (kUnit * static_cast<double>(a.d + 2) + rounding) * size);
         }
         double total = 0;
         for (double& score : scores) total += score = std::exp(score - most);
-        const double relative = 2 * error + 2 * kFew + kUnit * static_cast<double>(num_positions);
+        const double relative = 2 * error + 2 * kFew + kUnit * static_cast<double>(num_positions) + 2 * rounding;
         for (int64_t k = 0; k < a.d; ++k) {
             double sum = 0, size = 0;
             for (int64_t position = 0; position < num_positions; ++position) {
@@ -213,7 +217,7 @@ private:
     }
 
     Type type_;
-    bool rounds_x_;
+    bool rounds_x_, rounds_queries_;
     std::string what_;
 };
 

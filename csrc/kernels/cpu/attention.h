@@ -1,17 +1,17 @@
 #pragma once
 
-// Paged attention, for decode and prefill alike. Included inside the namespace of an instruction set, after rows.h.
+// Paged attention, for decode and prefill alike. Included inside the namespace of an instruction set, after its Vec.
 //
 // A query walks its context in chunks of 256 positions from the first on. In a chunk: scores, their largest, exponentials,
 // their sum and the weighted sum of values, each in the order of positions; then the chunk is merged into what the chunks
 // before it gave (Milakov and Gimelshein, 2018). So the bits depend on the query and its context alone: not on the queries
-// computed with it, and not on who computes which chunk. Keys lie in the cache as [d, 16 positions], so the scores of
-// neighbouring positions are the lanes of a vector; one read of a key or value serves all queries of a tile.
+// computed with it, and not on who computes which chunk. Scores of neighbouring positions are the lanes of a vector, sums of
+// values those of neighbouring columns; one read of a key or value serves all queries of a tile. Queries and exponentials are
+// rounded as x is for the products of this type (Dot::X).
 
+#include "kernels/cpu/cached.h"
 #include "kernels/cpu/rows.h"
 
-constexpr int64_t kBlock = 16;        // positions of a cache block
-constexpr int64_t kChunk = 256;       // positions of a chunk
 constexpr int64_t kTileQueries = 32;  // most queries (token and query head) of a tile
 
 template <int n>
@@ -25,13 +25,13 @@ struct QueryTile {
     const int64_t* blocks;  // of the sequence
     int64_t kv_head;
     int64_t num;
-    float* q;         // [num, d]
+    void* q;          // [num, d] of Dot::X
     int64_t* limits;  // [num] positions
-    float* scores;    // [num, kChunk]
+    float* scores;    // [num, kChunk]; then, at the beginning of each row, exponentials of Dot::X
     float* largest;   // [num]
     float* total;     // [num]
     float* sums;      // [num, d]
-    float* wide;      // [2, kChunk, d]: keys and values of a chunk as float32
+    void* copies;     // [2, kChunk, d] of Cached::Copy: keys and values of a chunk
 };
 
 // The blocks of a sequence's chunk, and which of their heads.
@@ -68,21 +68,37 @@ inline Blocks<T> blocks_of(const Attend& a, const void* cache, const Chunk& chun
 template <class E>
 constexpr int64_t kVectorsOfLine = Vec::N * sizeof(E) < 64 ? 64 / (Vec::N * sizeof(E)) : 1;
 
-// The same numbers as float32: worth it where many queries share them.
-template <class T>
-inline Blocks<float> widened(const Blocks<T>& blocks, int64_t num, int64_t d, float* to) {
-    Blocks<float> wide;
+// Copies of so many blocks, in `to`; copy(block, to) makes one.
+template <class T, class F>
+inline Blocks<typename Cached<T>::Copy> copied(const Blocks<T>& blocks, int64_t num, int64_t block_size, void* to,
+                                               F copy) {
+    using Copy = typename Cached<T>::Copy;
+    Blocks<Copy> copies;
     for (int64_t i = 0; i < num; ++i) {
-        float* block = to + i * d * kBlock;
-        for (int64_t k = 0; k < d * kBlock; k += Vec::N) store(block + k, load(blocks.at[i] + k));
-        wide.at[i] = block;
+        copies.at[i] = static_cast<Copy*>(to) + i * block_size;
+        copy(blocks.at[i], static_cast<Copy*>(to) + i * block_size);
     }
-    return wide;
+    return copies;
+}
+
+// What one lane takes of a query or of exponentials.
+template <class X>
+inline LaneBits lane_bits(const X* p) {
+    LaneBits bits;
+    __builtin_memcpy(&bits, p, sizeof bits);
+    return bits;
+}
+
+template <class X>
+inline const X* exponentials_of(const QueryTile& tile, int64_t query) {
+    return reinterpret_cast<const X*>(tile.scores + query * kChunk);
 }
 
 // Scores of R queries with `num` vectors of positions from `first_vector` of the chunk on.
 template <class E, int R, int num, bool fetches>
 inline void score(const QueryTile& tile, const Blocks<E>& blocks, int64_t query, int64_t first_vector) {
+    using C = Cached<E>;
+    using D = typename C::D;
     constexpr int64_t per_block = kBlock / Vec::N;
     const int64_t d = tile.args->d;
     const E *keys[num], *next[num];
@@ -91,18 +107,18 @@ inline void score(const QueryTile& tile, const Blocks<E>& blocks, int64_t query,
         keys[i] = blocks.at[block] + part * Vec::N;
         if (fetches) next[i] = blocks.next[block] + part * d * Vec::N;
     }
-    const float* q = tile.q + query * d;
+    const auto* q = static_cast<const typename D::X*>(tile.q) + query * d;
     Vec lanes[R * num];
     for (int i = 0; i < R * num; ++i) lanes[i] = zero();
-    for (int64_t k = 0; k < d; ++k) {
-        Vec key[num];
-        for (int i = 0; i < num; ++i) key[i] = load(keys[i] + k * kBlock);
+    for (int64_t k = 0; k < d; k += C::kStep) {
+        typename D::Operand key[num];
+        for (int i = 0; i < num; ++i) key[i] = C::keys(keys[i], k);
         if (fetches && k % kVectorsOfLine<E> == 0) {
             for (int i = 0; i < num; ++i) __builtin_prefetch(next[i] + k * Vec::N, 0, 2);
         }
         for (int r = 0; r < R; ++r) {
-            const Vec x = broadcast(q[r * d + k]);
-            for (int i = 0; i < num; ++i) lanes[r * num + i] = fma(x, key[i], lanes[r * num + i]);
+            const typename D::Operand x = D::spread_x(lane_bits(q + r * d + k));
+            for (int i = 0; i < num; ++i) lanes[r * num + i] = D::dot(x, key[i], lanes[r * num + i]);
         }
     }
     for (int r = 0; r < R; ++r) {
@@ -133,66 +149,87 @@ inline void score_queries(const QueryTile& tile, const Blocks<E>& blocks, int64_
     vectors_at_once(Constant<1>{});
 }
 
-// The scores [n] of one query become exponentials; the largest score and the sum of exponentials.
+// The scores [n] of one query become exponentials, and zeros up to a whole vector; the largest score and the sum of
+// exponentials as they are rounded.
+template <class D>
 inline void softmax(float* scores, int64_t n, float& largest_score, float& total) {
     constexpr float lowest = -__builtin_inff();
+    const int64_t whole = n / Vec::N * Vec::N, rest = n - whole;
     Vec most = broadcast(lowest);
-    for_lanes(n, [&](int64_t i, int64_t count) {
-        most = max(most, where_first(count, load(scores + i), broadcast(lowest)));
-    });
+    for (int64_t i = 0; i < whole; i += Vec::N) most = max(most, load(scores + i));
+    if (rest > 0) most = max(most, where_first(rest, load(scores + whole), broadcast(lowest)));
     largest_score = largest(most);
     const Vec shift = broadcast(largest_score);
+    auto* rounded = reinterpret_cast<typename D::X*>(scores);  // no wider: written behind what is read
     Vec totals = zero();
-    for_lanes(n, [&](int64_t i, int64_t count) {
-        const Vec p = keep_first(exponential(load(scores + i) - shift), count);
-        store(scores + i, p);
-        totals = totals + p;
-    });
+    const auto put = [&](int64_t i, Vec p) {
+        D::round_lanes(p, rounded + i);
+        totals = totals + load(rounded + i);
+    };
+    for (int64_t i = 0; i < whole; i += Vec::N) put(i, exponential(load(scores + i) - shift));
+    if (rest > 0) put(whole, keep_first(exponential(load(scores + whole) - shift), rest));
     total = sum(totals);
 }
 
-// sums [R, num vectors] += exponentials x values, over positions [begin, end) of the chunk.
+// sums [R, num vectors] += exponentials x values, over positions [begin, end) of the chunk; begin is a multiple of kStep.
 template <class E, int R, int num, bool fetches>
 inline void weigh(const QueryTile& tile, const Blocks<E>& blocks, int64_t query, int64_t column, int64_t begin,
                   int64_t end) {
+    using C = Cached<E>;
+    using D = typename C::D;
     const int64_t d = tile.args->d;
     Vec lanes[R * num];
     for (int r = 0; r < R; ++r) {
         for (int i = 0; i < num; ++i) lanes[r * num + i] = load(tile.sums + (query + r) * d + column + i * Vec::N);
     }
+    const auto add = [&](int64_t position, const typename D::Operand* value) {
+        for (int r = 0; r < R; ++r) {
+            const auto* p = exponentials_of<typename D::X>(tile, query + r) + position;
+            const typename D::Operand x = D::spread_x(lane_bits(p));
+            for (int i = 0; i < num; ++i) lanes[r * num + i] = D::dot(x, value[i], lanes[r * num + i]);
+        }
+    };
     for (int64_t position = begin; position < end;) {
         const E* values = blocks.at[position / kBlock] + column;
         const E* next = fetches ? blocks.next[position / kBlock] + column : nullptr;
         const int64_t block_end = smaller(end, (position / kBlock + 1) * kBlock);
-        for (; position < block_end; ++position) {
-            Vec value[num];
+        typename D::Operand value[num];
+        for (; position + C::kStep <= block_end; position += C::kStep) {
             for (int i = 0; i < num; ++i) {
-                value[i] = load(values + position % kBlock * d + i * Vec::N);
-                if (fetches && i % kVectorsOfLine<E> == 0) {
-                    __builtin_prefetch(next + position % kBlock * d + i * Vec::N, 0, 2);
+                value[i] = C::values(values + i * Vec::N, position % kBlock, d, Vec::N);
+                for (int step = 0; step < C::kStep && fetches && i % kVectorsOfLine<E> == 0; ++step) {
+                    __builtin_prefetch(next + (position % kBlock + step) * d + i * Vec::N, 0, 2);
                 }
             }
-            for (int r = 0; r < R; ++r) {
-                const Vec p = broadcast(tile.scores[(query + r) * kChunk + position]);
-                for (int i = 0; i < num; ++i) lanes[r * num + i] = fma(p, value[i], lanes[r * num + i]);
-            }
+            add(position, value);
         }
+        if (position == block_end) continue;
+        for (int i = 0; i < num; ++i) {
+            value[i] = C::last_values(values + i * Vec::N, position % kBlock, d, Vec::N);
+        }
+        add(position, value);
+        position = block_end;
     }
     for (int r = 0; r < R; ++r) {
         for (int i = 0; i < num; ++i) store(tile.sums + (query + r) * d + column + i * Vec::N, lanes[r * num + i]);
     }
 }
 
-// The same for a head dimension's last columns, fewer than a vector.
+// The same for a head dimension's last columns, fewer than a vector, and one query.
 template <class E>
 inline void weigh_rest(const QueryTile& tile, const Blocks<E>& blocks, int64_t query, int64_t column, int64_t end) {
+    using C = Cached<E>;
+    using D = typename C::D;
     const int64_t d = tile.args->d, count = d - column;
     float* sums = tile.sums + query * d + column;
+    const auto* p = exponentials_of<typename D::X>(tile, query);
     Vec lanes = load_first(sums, count);
-    for (int64_t position = 0; position < end; ++position) {
+    for (int64_t position = 0; position < end; position += C::kStep) {
         const E* values = blocks.at[position / kBlock] + column;
-        const Vec value = load_first(values + position % kBlock * d, count);
-        lanes = fma(broadcast(tile.scores[query * kChunk + position]), value, lanes);
+        const typename D::Operand value = position + C::kStep <= end
+                                              ? C::values(values, position % kBlock, d, count)
+                                              : C::last_values(values, position % kBlock, d, count);
+        lanes = D::dot(D::spread_x(lane_bits(p + position)), value, lanes);
     }
     store_some(sums, lanes, count);
 }
@@ -205,6 +242,7 @@ inline void weigh_queries(const QueryTile& tile, const Blocks<E>& blocks, int64_
     const auto positions = [&](int64_t i) { return smaller(kChunk, larger(0, tile.limits[i] - chunk * kChunk)); };
     int64_t together = kChunk;
     for (int64_t r = 0; r < R; ++r) together = smaller(together, positions(query + r));
+    together = together / Cached<E>::kStep * Cached<E>::kStep;
     int64_t column = 0;
     const auto columns = [&](auto width) {
         constexpr int n = decltype(width)::value;
@@ -248,7 +286,7 @@ inline void attend_blocks(const QueryTile& tile, const Blocks<E>& keys, const Bl
               [&](auto r, int64_t query) { score_queries<E, decltype(r)::value>(tile, keys, query, vectors); });
     for (int64_t i = 0; i < tile.num; ++i) {
         const int64_t n = smaller(kChunk, tile.limits[i] - chunk * kChunk);
-        if (n > 0) softmax(tile.scores + i * kChunk, n, tile.largest[i], tile.total[i]);
+        if (n > 0) softmax<typename Cached<E>::D>(tile.scores + i * kChunk, n, tile.largest[i], tile.total[i]);
     }
     __builtin_memset(tile.sums, 0, tile.num * tile.args->d * sizeof(float));
     by_groups(tile.num,
@@ -264,10 +302,13 @@ inline void attend_chunk(const QueryTile& tile, int64_t index, const Chunk& afte
     const Chunk chunk = chunk_of(tile.blocks, tile.kv_head, index, context);
     Blocks<T> keys = blocks_of<T>(a, a.keys, chunk), values = blocks_of<T>(a, a.values, chunk);
     if (sizeof(T) < sizeof(float) && tile.num > 8) {
-        const Blocks<float> wide_keys = widened(keys, chunk.num, a.d, tile.wide);
-        const Blocks<float> wide_values = widened(values, chunk.num, a.d, tile.wide + kChunk * a.d);
-        attend_blocks(tile, wide_keys, wide_values, index, positions);
-        return;
+        using C = Cached<T>;
+        const int64_t block_size = a.d * kBlock / C::kStep;
+        void* to = static_cast<typename C::Copy*>(tile.copies) + kChunk / kBlock * block_size;
+        const auto key = [&](const T* block, typename C::Copy* at) { C::copy_keys(block, a.d, at); };
+        const auto value = [&](const T* block, typename C::Copy* at) { C::copy_values(block, a.d, at); };
+        return attend_blocks(tile, copied(keys, chunk.num, block_size, tile.copies, key),
+                             copied(values, chunk.num, block_size, to, value), index, positions);
     }
     // Few queries wait for memory: the values come while the keys are multiplied, the next keys while values are.
     keys.next = values.at;

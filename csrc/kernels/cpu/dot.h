@@ -24,6 +24,7 @@ struct Dot {
 
     // n of K values, and zeros behind them.
     static void round_x(const float* p, int64_t n, X* to) { store(to, load_some(p, n)); }
+    static void round_lanes(Vec x, X* to) { store(to, x); }
     // What one lane takes, for all lanes.
     static Operand spread_x(uint32_t bits) { return broadcast(__builtin_bit_cast(float, bits)); }
 };
@@ -48,6 +49,9 @@ struct Dot<BFloat16> {
         const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p);
         const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), p + 16);
         _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+    static void round_lanes(Vec x, X* to) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(x.v));
     }
     static Operand spread_x(uint32_t bits) { return _mm512_set1_epi32(static_cast<int>(bits)); }
 };

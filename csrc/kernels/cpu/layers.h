@@ -284,6 +284,8 @@ private:
     }
 
     struct AttendWork {
+        using X = typename Dot<T>::X;
+
         // Where a tile is: its row, head and first token.
         struct Place {
             int64_t row, kv_head, head_tile, first_token;
@@ -305,11 +307,11 @@ private:
         AttendWork(const Member& m, const Attend& args, int64_t heads, int64_t num_head_tiles, int64_t tokens)
             : a(args), tile_heads(heads), head_tiles(num_head_tiles), tile_tokens(tokens) {
             Pieces own{m.own};
-            q = own.template take<float>(kTileQueries * a.d);
+            q = own.template take<X>(kTileQueries * a.d);
             scores = own.template take<float>(kTileQueries * kChunk);
             sums = own.template take<float>(kTileQueries * a.d);
             merged_sums = own.template take<float>(kTileQueries * a.d);
-            wide = own.template take<float>(2 * kChunk * a.d);
+            copies = own.template take<float>(2 * kChunk * a.d);
             partials = reinterpret_cast<float*>(m.shared);
         }
 
@@ -329,8 +331,8 @@ private:
             const int64_t heads = smaller(tile_heads, group - first_head);
             const BatchRow& row = a.rows[place.row];
             const int64_t tokens = smaller(tile_tokens, row.num_tokens - place.first_token);
-            filled.tile = {&a,     blocks_of_row(place.row), place.kv_head, tokens * heads, q,   filled.limits,
-                           scores, filled.largest,           filled.total,  sums,           wide};
+            filled.tile = {&a,     blocks_of_row(place.row), place.kv_head, tokens * heads, q,     filled.limits,
+                           scores, filled.largest,           filled.total,  sums,           copies};
             for (int64_t i = 0; i < tokens * heads; ++i) {
                 const int64_t token = place.first_token + i / heads;
                 const int64_t head = place.kv_head * group + first_head + i % heads;
@@ -338,7 +340,9 @@ private:
                 filled.limits[i] = row.context_length - row.num_tokens + token + 1;
                 filled.out[i] = a.out + at;
                 for_lanes(a.d, [&](int64_t k, int64_t count) {
-                    store_some(q + i * a.d + k, load_some(a.q + at + k, count) * broadcast(a.scale), count);
+                    float scaled[Vec::N];
+                    store(scaled, load_some(a.q + at + k, count) * broadcast(a.scale));
+                    convert(scaled, q + i * a.d + k, count);
                 });
             }
         }
@@ -410,7 +414,8 @@ private:
 
         const Attend& a;
         int64_t tile_heads, head_tiles, tile_tokens;
-        float *q, *scores, *sums, *merged_sums, *wide, *partials;
+        X* q;
+        float *scores, *sums, *merged_sums, *copies, *partials;
     };
 };
 

@@ -157,8 +157,8 @@ private:
         constexpr int num = MR * NV;
         Vec waiting[kLevels][num];  // at [i]: the sum of 2^(i + 1) lanes
         Ahead ahead = asked;        // in registers
-        int level = 0;
-        for (unsigned pair = 0; pair < Vec::N / 2; ++pair) {
+        // Unrolled: steps may be few, and then a branch between two pairs that is guessed wrong costs as much as a step.
+        DEMIURGIC_UNROLL for (unsigned pair = 0; pair < Vec::N / 2; ++pair) {
             Vec sums[2 * num];
             DEMIURGIC_UNROLL for (int i = 0; i < 2 * num; ++i) sums[i] = zero();
             const LaneBits* x = tile.x + pair * tile.steps * 2 * MR;
@@ -169,7 +169,8 @@ private:
                 add_products<MR, NV>(x + MR, w + NV, sums + num);
             }
             DEMIURGIC_UNROLL for (int i = 0; i < num; ++i) sums[i] = sums[i] + sums[num + i];
-            for (level = 0; pair >> level & 1; ++level) {
+            int level = 0;
+            for (; pair >> level & 1; ++level) {
                 DEMIURGIC_UNROLL for (int i = 0; i < num; ++i) sums[i] = waiting[level][i] + sums[i];
             }
             DEMIURGIC_UNROLL for (int i = 0; i < num; ++i) waiting[level][i] = sums[i];
@@ -178,7 +179,7 @@ private:
         for (int64_t i = 0; i < tile.m; ++i) {
             DEMIURGIC_UNROLL for (int v = 0; v < NV; ++v) {
                 const int64_t left = tile.n - v * Vec::N;
-                store_some(tile.c + i * tile.ldc + v * Vec::N, waiting[level][i * NV + v], smaller(Vec::N, left));
+                store_some(tile.c + i * tile.ldc + v * Vec::N, waiting[kLevels - 1][i * NV + v], smaller(Vec::N, left));
             }
         }
     }
