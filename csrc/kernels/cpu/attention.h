@@ -31,7 +31,7 @@ struct QueryTile {
     float* largest;   // [num]
     float* total;     // [num]
     float* sums;      // [num, d]
-    void* copies;     // [2, kChunk, d] of Cached::Copy: keys and values of a chunk
+    void* copies;     // [2, kChunk / kStep, d] of Cached::Copy: keys and values of a chunk
 };
 
 // The blocks of a sequence's chunk, and which of their heads.

@@ -24,7 +24,7 @@ struct Dot {
 
     // n of K values, and zeros behind them.
     static void round_x(const float* p, int64_t n, X* to) { store(to, load_some(p, n)); }
-    static void round_lanes(Vec x, X* to) { store(to, x); }
+    static void round_lanes(Vec x, X* to) { store(to, x); }  // N values
     // What one lane takes, for all lanes.
     static Operand spread_x(uint32_t bits) { return broadcast(__builtin_bit_cast(float, bits)); }
 };
