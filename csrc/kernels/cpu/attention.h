@@ -7,7 +7,7 @@
 // before it gave (Milakov and Gimelshein, 2018). So the bits depend on the query and its context alone: not on the queries
 // computed with it, and not on who computes which chunk. Scores of neighbouring positions are the lanes of a vector, sums of
 // values those of neighbouring columns; one read of a key or value serves all queries of a tile. Queries and exponentials are
-// rounded as x is for the products of this type (Dot::X).
+// rounded to Dot::X.
 
 #include "kernels/cpu/cached.h"
 #include "kernels/cpu/rows.h"
