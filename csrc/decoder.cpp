@@ -17,7 +17,8 @@ Decoder::Decoder(const Weights& weights, const Kernels& kernels)
       kernels_(kernels),
       context_{weights.device(), kernels.entries},
       widest_product_(weights.config().hidden_size),
-      widest_q_(0) {
+      widest_q_(0),
+      weight_bytes_(weights.bytes_of_step()) {
     if (kernels.make_library) context_.library = kernels.make_library(weights.device());
     for (const LayerConfig& layer : weights.config().layers) {
         widest_q_ = std::max(widest_q_, layer.num_heads * layer.head_dim);
@@ -77,7 +78,7 @@ Decoder::Rotary Decoder::rotary_at(const Batch& batch) {
 }
 
 StepShape Decoder::shape_of(const Batch& batch) const {
-    StepShape shape{batch.tokens.size(0), 0, widest_product_, 0};
+    StepShape shape{batch.tokens.size(0), 0, widest_product_, 0, weight_bytes_};
     for (const BatchRow& row : batch.rows) shape.context_length = std::max(shape.context_length, row.context_length);
     for (const LayerConfig& layer : weights_.config().layers) shape.head_dim = std::max(shape.head_dim, layer.head_dim);
     return shape;

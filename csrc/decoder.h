@@ -58,6 +58,7 @@ private:
     at::Tensor logits_;                  // [most rows, V] float32
     StepTensors step_;                   // of the last step; undefined where that memory is no more
     int64_t widest_product_, widest_q_;  // over all layers: most columns of a product; most heads * head_dim
+    int64_t weight_bytes_;               // that a step reads
 };
 
 }  // namespace demiurgic

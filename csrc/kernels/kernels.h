@@ -43,6 +43,7 @@ struct Context {
     int64_t own_scratch = 0;              // bytes of it that belong to each thread, behind the shared ones
     const cpu::Member* member = nullptr;  // this thread, where a team of threads walks the step
     bool is_first = true;                 // of the team: the thread that polls
+    bool weights_in_cache = false;        // see cpu::Member
     std::shared_ptr<cuda::AttendPlan> attend_plan = {};  // of CUDA's own attention
     std::shared_ptr<cuda::ProductLibrary> library = {};  // of Kernels::make_library
     at::Tensor library_scratch = {};                     // bytes that it and its entries write to, made by prepare

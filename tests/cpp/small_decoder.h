@@ -163,7 +163,9 @@ public:
         for (int i = 0; i < num_threads_; ++i) own.emplace_back(scratch.own);
         Activations out(s, batch.num_tokens);
         run_team(num_threads_, [&](cpu::Team& team, int index) {
-            const cpu::Member member{&team, index, shared.data(), own[index].data()};
+            // Where weights come from changes how they are fetched and no bit: each way has teams.
+            const bool weights_in_cache = num_threads_ % 2 == 0;
+            const cpu::Member member{&team, index, shared.data(), own[index].data(), weights_in_cache};
             walk(batch, out, [&](auto entry, const auto& args) { call(entries_, member, entry, args); });
         });
         return out.logits;

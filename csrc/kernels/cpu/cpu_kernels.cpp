@@ -10,6 +10,7 @@
 #include "kernels/cpu/checksum.h"
 #include "kernels/cpu/float_mode.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/last_level_cache.h"
 #include "kernels/cpu/sample.h"
 
 #ifdef _OPENMP
@@ -98,6 +99,7 @@ void prepare(Context& context, const StepShape& shape) {
     context.num_threads = num_threads();
     const Scratch scratch = context.entries->scratch(shape, context.num_threads);
     context.own_scratch = scratch.own;
+    context.weights_in_cache = shape.weight_bytes <= last_level_cache_bytes();
     const int64_t bytes = scratch.shared + context.num_threads * scratch.own;
     if (context.scratch.defined() && context.scratch.size(0) >= bytes) return;
     context.scratch = at::Tensor();  // first: both at once might not fit
@@ -109,7 +111,7 @@ void walk(const Context& context, Team& team, int index, const std::function<voi
     const DefaultFloatMode float_mode;
     char* end = static_cast<char*>(context.scratch.data_ptr()) + context.scratch.size(0);
     char* shared = static_cast<char*>(context.scratch.data_ptr());
-    const Member member{&team, index, shared, end - (index + 1) * context.own_scratch};
+    const Member member{&team, index, shared, end - (index + 1) * context.own_scratch, context.weights_in_cache};
     Context mine = context;
     mine.member = &member;
     mine.is_first = index == 0;

@@ -24,9 +24,10 @@ struct Float16 {
 // One thread of the step.
 struct Member {
     Team* team;
-    int index;     // in the team
-    char* shared;  // scratch of the whole team, `Scratch::shared` bytes
-    char* own;     // scratch of this member, `Scratch::own` bytes
+    int index;                      // in the team
+    char* shared;                   // scratch of the whole team, `Scratch::shared` bytes
+    char* own;                      // scratch of this member, `Scratch::own` bytes
+    bool weights_in_cache = false;  // the last-level cache can hold all weights of a step: says how to fetch them
 };
 
 // A product's weights, row-major [rows, columns] of T.

@@ -56,27 +56,21 @@ struct Layers {
     }
 
     static void attention_in(const Member& member, const AttentionIn& a) {
-        const Products work(member, a.num_tokens, a.q.columns, larger(kMostUnitRows, a.d));
-        work.pack_normed(a.norm, [&](int64_t i) { return a.x + i * a.q.columns; });
-        const int64_t heads = a.heads + 2 * a.kv_heads;
-        const auto rows_of = [&](int64_t head) -> MatrixRows {
-            if (head < a.heads) return {&a.q, head * a.d, a.d};
-            return {head < a.heads + a.kv_heads ? &a.k : &a.v, (head - a.heads) % a.kv_heads * a.d, a.d};
-        };
-        work.for_blocks(heads, [&](int64_t head, int64_t next, int64_t first, int64_t m) {
-            const MatrixRows rows = rows_of(head);
-            const int64_t kv_head = (head - a.heads) % a.kv_heads;
-            const bool is_q = rows.matrix == &a.q, is_k = rows.matrix == &a.k;
-            work.product(rows, rows_of(next), first, m, work.c);
-            for (int64_t i = 0; i < m; ++i) {
-                float* y = work.c + i * a.d;
-                const int64_t token = first + i;
-                add_bias<T>(rows, y);
-                if (is_q || is_k) rotate(y, a.cos + token * (a.d / 2), a.sin + token * (a.d / 2), a.d);
-                if (is_q) {
-                    __builtin_memcpy(a.q_out + (token * a.heads + head) * a.d, y, a.d * sizeof(float));
-                } else {
-                    append(a, is_k, kv_head, a.slots[token], y);
+        const int64_t width = a.q.columns, num_rows = (a.heads + 2 * a.kv_heads) * a.d;
+        const Products work(member, a.num_tokens, width, larger(kMostUnitRows, a.d));
+        work.pack_normed(a.norm, [&](int64_t i) { return a.x + i * width; });
+        const int64_t heads = work.unit_rows(num_rows).most / a.d;  // whole heads are rotated
+        const Units units(num_rows, {larger(1, heads) * a.d, a.d}, member.team->size());
+        work.for_blocks(units.count, [&](int64_t unit, int64_t next, int64_t first, int64_t m) {
+            for (int64_t row = units.begin(unit), end = units.begin(unit + 1); row < end;) {
+                const MatrixRows rows = rows_of_qkv(a, row, end);
+                row += rows.num;
+                const MatrixRows after =
+                    row < end ? rows_of_qkv(a, row, end) : rows_of_qkv(a, units.begin(next), units.begin(next + 1));
+                work.product(rows, after, first, m, work.c);
+                for (int64_t i = 0; i < m; ++i) {
+                    for (int64_t j = 0; j < rows.num; j += a.d)
+                        put_head(a, rows.from(j, a.d), first + i, work.c + i * rows.num + j);
                 }
             }
         });
@@ -156,6 +150,18 @@ struct Layers {
     }
 
 private:
+    // Rows of W in units of work of about one size, as many for each member.
+    struct Units {
+        Units(int64_t num_rows, const UnitRows& unit, int64_t team_size)
+            : rows(num_rows),
+              step(unit.step),
+              steps((rows + step - 1) / step),
+              count(smaller(steps, round_up((rows + unit.most - 1) / unit.most, team_size))) {}
+        int64_t begin(int64_t unit) const { return smaller(rows, unit * steps / count * step); }
+
+        int64_t rows, step, steps, count;
+    };
+
     // A phase of products: x as an operand, and the units of the product.
     struct Products {
         Products(const Member& m, int64_t num_rows, int64_t num_columns, int64_t unit_rows = kMostUnitRows)
@@ -212,35 +218,26 @@ private:
             });
         }
 
-        // W's rows in units of work of about one size, as many for each member.
-        struct Units {
-            Units(const Products& work, const Matrix& matrix) : w(matrix) {
-                const int64_t size = work.member.team->size();
-                const UnitRows rows = Product<T>::unit_rows(work.rows, w.rows, size);
-                step = rows.step;
-                steps = (w.rows + step - 1) / step;
-                count = smaller(steps, round_up((w.rows + rows.most - 1) / rows.most, size));
-            }
-            int64_t begin(int64_t unit) const { return smaller(w.rows, unit * steps / count * step); }
-            MatrixRows operator[](int64_t unit) const { return {&w, begin(unit), begin(unit + 1) - begin(unit)}; }
-
-            const Matrix& w;
-            int64_t step, steps, count;
-        };
+        UnitRows unit_rows(int64_t rows_of_w) const {
+            return Product<T>::unit_rows(rows, rows_of_w, columns, member.team->size());
+        }
 
         // The same over W's rows: f(rows of W, those likely to come next, first row of x, number of rows).
         template <class F>
         void for_units_of(const Matrix& w, F f) const {
-            const Units units(*this, w);
+            const Units units(w.rows, unit_rows(w.rows), member.team->size());
+            const auto rows_of = [&](int64_t unit) -> MatrixRows {
+                return {&w, units.begin(unit), units.begin(unit + 1) - units.begin(unit)};
+            };
             for_blocks(units.count, [&](int64_t unit, int64_t next, int64_t first, int64_t m) {
-                f(units[unit], units[next], first, m);
+                f(rows_of(unit), rows_of(next), first, m);
             });
         }
 
         // out [m, w.num], rows `ld` apart: rows of W by rows [first, first + m) of x
         void product(const MatrixRows& w, const MatrixRows& next, int64_t first, int64_t m, float* out,
                      int64_t ld) const {
-            Product<T>::run(w, next, operand, rows, first, m, out, ld, scratch);
+            Product<T>::run(w, next, operand, rows, first, m, out, ld, scratch, member.weights_in_cache);
         }
         void product(const MatrixRows& w, const MatrixRows& next, int64_t first, int64_t m, float* out) const {
             product(w, next, first, m, out, w.num);
@@ -269,6 +266,27 @@ private:
         float* normed;  // [rows packed at a time, columns]
         char* after_operand;
     };
+
+    // Rows [row, end) of q, k and v, as if one lay behind the other: those of them that are in one matrix with the first.
+    static MatrixRows rows_of_qkv(const AttentionIn& a, int64_t row, int64_t end) {
+        const Matrix* matrix = &a.q;
+        int64_t before = 0;
+        for (const Matrix* next : {&a.k, &a.v}) {
+            if (row < before + matrix->rows) break;
+            before += matrix->rows;
+            matrix = next;
+        }
+        return {matrix, row - before, smaller(end, before + matrix->rows) - row};
+    }
+
+    // What rows of W, those of a head, made of a token, y [d]: rotated, to q or to its slot in the cache.
+    static void put_head(const AttentionIn& a, const MatrixRows& rows, int64_t token, float* y) {
+        const int64_t head = rows.first / a.d;
+        add_bias<T>(rows, y);
+        if (rows.matrix != &a.v) rotate(y, a.cos + token * (a.d / 2), a.sin + token * (a.d / 2), a.d);
+        if (rows.matrix != &a.q) return append(a, rows.matrix == &a.k, head, a.slots[token], y);
+        __builtin_memcpy(a.q_out + (token * a.heads + head) * a.d, y, a.d * sizeof(float));
+    }
 
     // y [d] to its slot in the cache.
     static void append(const AttentionIn& a, bool is_key, int64_t kv_head, int64_t slot, const float* y) {

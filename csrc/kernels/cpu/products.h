@@ -43,15 +43,18 @@ struct Product {
 
     // Rows of W in a unit of work: enough units for a balanced team, each long enough to be worth taking. Few rows of x, which
     // wait for the memory, take longer streams of W.
-    static UnitRows unit_rows(int64_t rows_of_x, int64_t rows_of_w, int team_size) {
+    static UnitRows unit_rows(int64_t rows_of_x, int64_t rows_of_w, int64_t columns, int team_size) {
         static_assert(kFewTiles * kTileRows * kLongUnit * 16 <= kMostRows * kMostUnitRows);
         if (are_many(rows_of_x)) return ManyRows<T>::unit_rows(rows_of_w, team_size);
-        const bool few = rows_of_x <= kFewTiles * kTileRows;
         const int64_t tile = rows_of_x < kTileRows ? 16 : 2 * kTileWidths[tile_height(rows_of_x) - 1];
-        const int64_t units = (few ? 4 : 8) * team_size;
-        if (few) return {smaller(round_up((rows_of_w + units - 1) / units, tile), kLongUnit * tile), tile};
-        const int64_t most = smaller(larger(1, rows_of_w / units / tile), 4) * tile;
-        return {most, most};
+        if (rows_of_x > kFewTiles * kTileRows) {
+            const int64_t most = smaller(larger(1, rows_of_w / (8 * team_size) / tile), 4) * tile;
+            return {most, most};
+        }
+        const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
+        const int64_t stream = rows_of_w / team_size / (tile / 2) * row_bytes;  // of a member's whole share
+        const int64_t units = smaller(4, larger(1, stream / kShortStream)) * team_size;
+        return {smaller(round_up((rows_of_w + units - 1) / units, tile), kLongUnit * tile), tile};
     }
 
     // Rows of x in a unit of work, of `rows`.
@@ -61,9 +64,9 @@ struct Product {
     }
 
     // c [m, ldc], columns 0 to w.num: rows [row, row + m) of the operand times rows of W. `next`: those that this thread is
-    // likely to multiply after them.
+    // likely to multiply after them. `in_cache`: W is likely to be in the last-level cache.
     static void run(const MatrixRows& w, const MatrixRows& next, const void* operand, int64_t rows, int64_t row,
-                    int64_t m, float* c, int64_t ldc, void* scratch) {
+                    int64_t m, float* c, int64_t ldc, void* scratch, bool in_cache) {
         if (are_many(rows)) {
             return ManyRows<T>::run(w, next, operand, rows, row, m, c, ldc, static_cast<Vec*>(scratch));
         }
@@ -71,7 +74,8 @@ struct Product {
         const X* x = static_cast<const X*>(operand) + row * operand_row(length);
         const T* weight = w.template at<T>(0);
         by_rows<kOneTileRows>(
-            {x, operand_row(length), m, w.matrix->stride, length, c, ldc, static_cast<Vec*>(scratch), next}, weight, n);
+            {x, operand_row(length), m, w.matrix->stride, length, c, ldc, static_cast<Vec*>(scratch), next, in_cache},
+            weight, n);
     }
 
     // Of scratch, for products of so many columns.
@@ -101,19 +105,32 @@ private:
         int64_t ldc;
         Vec* parked;
         MatrixRows next;
+        bool in_cache;
     };
 
     // Up to so many tiles wait for the memory; more of them fetch the next rows of W bit by bit.
     static constexpr int64_t kFewTiles = 8;
 
-    static constexpr int64_t kLongUnit = 64;  // tiles of W in a unit, at most
+    static constexpr int64_t kLongUnit = 64;           // tiles of W in a unit, at most
+    static constexpr int64_t kShortStream = 8 * 1024;  // bytes: the prefetchers follow shorter ones badly
 
     // K of a block, of many tiles: MR rows of x and NR of W of this length fit the first-level cache. Of few tiles: short,
     // so that the memory does not rest while the other tiles of a block find W in the cache.
     static constexpr int64_t kBlock = 1024, kShortBlock = 256;
 
-    // How far ahead few tiles fetch W: 1 KiB for a single row, 2 KiB for more.
-    static constexpr int64_t ahead_columns(int MR) { return (MR == 1 ? 1024 : 2048) / static_cast<int64_t>(sizeof(T)); }
+    // How few tiles fetch W, and for a single row how they do where the last-level cache holds W.
+    enum class Fetch { from_memory, from_cache };
+
+    static constexpr int64_t ahead_columns(int MR, Fetch fetch) {
+        const int64_t bytes = fetch == Fetch::from_cache ? 512 : MR == 1 ? 1024 : 2048;
+        return bytes / static_cast<int64_t>(sizeof(T));
+    }
+
+    // To the second-level cache, where what memory gives can wait; the last-level cache gives it to the first in time.
+    template <Fetch fetch>
+    [[gnu::always_inline]] static void fetch_line(const T* p) {
+        __builtin_prefetch(p, 0, fetch == Fetch::from_cache ? 3 : 2);
+    }
 
     // Where the NR rows of W of a tile lie and their sums go: row j is j * apart rows after the first.
     template <int NR>
@@ -161,7 +178,12 @@ private:
     template <int MR, int NR>
     [[gnu::noinline]] static void one_tile(const Call& call, const Group<NR>& group) {
         Ahead none(group.w, 0, 0, 0);
-        tile<MR, NR, NR, false>(call.x, group, 0, call.columns, true, true, 0, nullptr, group.c, call.ldc, none);
+        if (MR == 1 && call.in_cache) {
+            tile<MR, NR, NR, false, Fetch::from_cache>(call.x, group, 0, call.columns, true, true, 0, nullptr, group.c,
+                                                       call.ldc, none);
+        } else {
+            tile<MR, NR, NR, false>(call.x, group, 0, call.columns, true, true, 0, nullptr, group.c, call.ldc, none);
+        }
     }
 
     // `after`: the rows of W that come next, `stride` elements apart.
@@ -206,22 +228,22 @@ private:
 
     // Fetches what comes some columns later of `near` rows of W, from row `first_near` on (of the last columns, what follows
     // the row), or lines of the next tiles' rows.
-    template <int MR, int NR, int near, bool asks_ahead>
+    template <int MR, int NR, int near, bool asks_ahead, Fetch fetch = Fetch::from_memory>
     [[gnu::always_inline]] static void tile(const X* x, const Group<NR>& group, int64_t first, int64_t length,
                                             bool begins, bool ends, int64_t first_near, Vec* parked, float* c,
                                             int64_t ldc, Ahead& ahead) {
-        const T *w = group.w + first, *next = w + first_near * group.ldw + ahead_columns(MR);
+        const T *w = group.w + first, *next = w + first_near * group.ldw + ahead_columns(MR, fetch);
         const int64_t ldw = group.ldw;
         Vec lanes[MR * NR];
         DEMIURGIC_UNROLL for (int i = 0; i < MR * NR; ++i) lanes[i] = begins ? zero() : parked[i];
         int64_t k = 0;
         for (; k + 2 * D::K <= length; k += 2 * D::K) {
             if (asks_ahead) ahead.line();
-            step<MR, NR, near>(lanes, x + k * MR, w + k, ldw, next + k);
-            step<MR, NR, near>(lanes, x + (k + D::K) * MR, w + k + D::K, ldw, next + k + D::K);
+            step<MR, NR, near, fetch>(lanes, x + k * MR, w + k, ldw, next + k);
+            step<MR, NR, near, fetch>(lanes, x + (k + D::K) * MR, w + k + D::K, ldw, next + k + D::K);
         }
         if (k + D::K <= length) {
-            step<MR, NR, near>(lanes, x + k * MR, w + k, ldw, next + k);
+            step<MR, NR, near, fetch>(lanes, x + k * MR, w + k, ldw, next + k);
             k += D::K;
         }
         if (k < length) last_step<MR, NR>(lanes, x + k * MR, w + k, ldw, length - k);
@@ -241,13 +263,13 @@ private:
     }
 
     // D::K columns of the tile.
-    template <int MR, int NR, int near>
+    template <int MR, int NR, int near, Fetch fetch>
     [[gnu::always_inline]] static void step(Vec* lanes, const X* x, const T* w, int64_t ldw, const T* next) {
         typename D::Operand xs[MR];
         DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) xs[i] = D::load_x(x + i * D::K);
         DEMIURGIC_UNROLL for (int j = 0; j < NR; ++j) {
             const typename D::Operand ws = D::load_w(w + j * ldw);
-            if (j < near) __builtin_prefetch(next + j * ldw, 0, 2);
+            if (j < near) fetch_line<fetch>(next + j * ldw);
             DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) lanes[i * NR + j] = D::dot(xs[i], ws, lanes[i * NR + j]);
         }
     }

@@ -83,7 +83,7 @@ struct Product<BFloat16> {
         }
     }
 
-    static UnitRows unit_rows(int64_t /*rows_of_x*/, int64_t rows_of_w, int team_size) {
+    static UnitRows unit_rows(int64_t /*rows_of_x*/, int64_t rows_of_w, int64_t /*columns*/, int team_size) {
         const int64_t most = rows_of_w >= 64 * 4 * team_size ? 64 : 32;
         return {most, most};
     }
@@ -97,7 +97,7 @@ struct Product<BFloat16> {
     }
 
     static void run(const MatrixRows& w, const MatrixRows& /*next*/, const void* operand, int64_t rows, int64_t row,
-                    int64_t m, float* c, int64_t ldc, void* scratch) {
+                    int64_t m, float* c, int64_t ldc, void* scratch, bool /*in_cache*/) {
         finish_writes();
         Tiles tiles;
         const int64_t n = w.num, stride = w.matrix->stride, columns = w.matrix->columns;
