@@ -23,7 +23,7 @@ struct Product {
     using X = typename D::X;
 
     // x as the products want it: rounded to X and filled up with zeros, in blocks of tile_height rows (the last may have
-    // fewer). A block is [K / D::K][its rows][D::K], so that a tile reads it from end to end. Many rows: ManyRows::pack_row.
+    // fewer). A block is [K / D::K][its rows][D::K], so that a tile reads it from end to end. Many rows: ManyRows::pack.
     static int64_t operand_row(int64_t columns) { return round_up(columns, D::K); }
     static int64_t operand_bytes(int64_t rows, int64_t columns) {
         if (are_many(rows)) return ManyRows<T>::operand_bytes(rows, columns);
@@ -37,8 +37,8 @@ struct Product {
     // Rounds `values` [m, n], `ld` apart, to columns [first, first + n) of rows [row, row + m) of an operand of `rows` rows.
     static void pack(void* operand, int64_t rows, int64_t row, int64_t m, int64_t columns, int64_t first,
                      const float* values, int64_t ld, int64_t n) {
-        const auto pack_row = are_many(rows) ? ManyRows<T>::pack_row : pack_few;
-        for (int64_t i = 0; i < m; ++i) pack_row(operand, rows, row + i, columns, first, values + i * ld, n);
+        if (are_many(rows)) return ManyRows<T>::pack(operand, rows, row, m, columns, first, values, ld, n);
+        for (int64_t i = 0; i < m; ++i) pack_few(operand, rows, row + i, columns, first, values + i * ld, n);
     }
 
     // Rows of W in a unit of work: enough units for a balanced team, each long enough to be worth taking. Few rows of x, which

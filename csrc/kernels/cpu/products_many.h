@@ -35,7 +35,7 @@ struct ManyRows {
     static constexpr int64_t kGroup = kVecs * Vec::N;  // rows of W turned at a time
     static constexpr int kLevels = __builtin_ctz(Vec::N);
     static_assert(kVecs == 2);          // run() has tiles of two vectors and of one
-    static_assert(kGroup % D::K == 0);  // so units of W begin where pack_row can
+    static_assert(kGroup % D::K == 0);  // so units of W begin where pack can
 
     static int64_t steps_of(int64_t columns) { return (columns + D::K - 1) / D::K; }
     static int64_t operand_bytes(int64_t rows, int64_t columns) {
@@ -52,17 +52,20 @@ struct ManyRows {
         return {most, most};
     }
 
-    // One row of Product::pack, from a multiple of D::K columns on. The operand is tiles of [pair of lanes][step][2][row of
-    // the tile]; the last row fills up its tile with zeros.
-    static void pack_row(void* operand, int64_t rows, int64_t row, int64_t columns, int64_t first, const float* values,
-                         int64_t n) {
-        const int64_t tile = row / kRows * kRows, steps = steps_of(columns), step = first / D::K;
-        const int64_t thirds = tile_rows(rows - tile) / kThird,
-                      last = row + 1 == rows ? thirds * kThird : row - tile + 1;
-        LaneBits* to = static_cast<LaneBits*>(operand) + tile * steps * Vec::N + 2 * step * thirds * kThird;
-        const auto put = thirds == 3 ? put_row<kRows> : thirds == 2 ? put_row<2 * kThird> : put_row<kThird>;
-        put(to + row - tile, steps, values, n);
-        for (int64_t j = row - tile + 1; j < last; ++j) put(to + j, steps, nullptr, n);
+    // Product::pack, from a multiple of D::K columns on. The operand is tiles of [pair of lanes][step][2][row of the tile];
+    // the last row fills up its tile with zeros.
+    static void pack(void* operand, int64_t rows, int64_t row, int64_t m, int64_t columns, int64_t first,
+                     const float* values, int64_t ld, int64_t n) {
+        int64_t i = 0;
+        while (i < m) {
+            if (kTurnsTiles && (row + i) % kRows == 0 && m - i >= kRows) {
+                pack_tile(operand, row + i, columns, first, values + i * ld, ld, n);
+                i += kRows;
+            } else {
+                pack_row(operand, rows, row + i, columns, first, values + i * ld, n);
+                ++i;
+            }
+        }
     }
 
     // See Product::run. `turned`: scratch.
@@ -105,6 +108,17 @@ private:
 
     static int64_t tile_rows(int64_t left) { return smaller(kRows, round_up(left, kThird)); }
 
+    static void pack_row(void* operand, int64_t rows, int64_t row, int64_t columns, int64_t first, const float* values,
+                         int64_t n) {
+        const int64_t tile = row / kRows * kRows, steps = steps_of(columns), step = first / D::K;
+        const int64_t thirds = tile_rows(rows - tile) / kThird,
+                      last = row + 1 == rows ? thirds * kThird : row - tile + 1;
+        LaneBits* to = static_cast<LaneBits*>(operand) + tile * steps * Vec::N + 2 * step * thirds * kThird;
+        const auto put = thirds == 3 ? put_row<kRows> : thirds == 2 ? put_row<2 * kThird> : put_row<kThird>;
+        put(to + row - tile, steps, values, n);
+        for (int64_t j = row - tile + 1; j < last; ++j) put(to + j, steps, nullptr, n);
+    }
+
     // `values` (nullptr: zeros) to one row of a tile of `width`.
     template <int width>
     static void put_row(LaneBits* to, int64_t steps, const float* values, int64_t n) {
@@ -117,6 +131,27 @@ private:
             __asm__("" : "+m"(lanes));  // from memory: taking a vector apart costs more
             DEMIURGIC_UNROLL for (int i = 0; i < Vec::N; ++i) to[offset_of_lane(i, 2 * steps * width, width)] =
                 lanes[i];
+        }
+    }
+
+    // Where a vector holds all lanes of a row, a whole tile is turned at once (vec_avx512.h).
+    static constexpr bool kTurnsTiles = Vec::N == 16 && kRows == 6;
+
+    // As pack_row, of kRows rows that begin a tile.
+    static void pack_tile(void* operand, int64_t row, int64_t columns, int64_t first, const float* values, int64_t ld,
+                          int64_t n) {
+        if constexpr (kTurnsTiles) {
+            const int64_t steps = steps_of(columns);
+            float* to = static_cast<float*>(operand) + row * steps * Vec::N + 2 * (first / D::K) * kRows;
+            for (int64_t k = 0; k < n; k += D::K, to += 2 * kRows) {
+                Operand x[kRows];
+                for (int i = 0; i < kRows; ++i) {
+                    typename D::X rounded[D::K] = {};
+                    D::round_x(values + i * ld + k, smaller(D::K, n - k), rounded);
+                    x[i] = D::load_x(rounded);
+                }
+                turn_six(x, [&](int lane) { return to + offset_of_lane(lane, 2 * steps * kRows, kRows); });
+            }
         }
     }
 

@@ -78,6 +78,30 @@ inline void load_turned(const char* p, int64_t stride, Vec* out) {
     }
 }
 
+// Six rows of 16 lanes of 32 bits: for i < 8 the six of lane i, and behind them the six of lane i + 8, to place(i) [12].
+template <class Row, class F>
+[[gnu::always_inline]] inline void turn_six(const Row* rows, F place) {
+    const auto row = [&](int i) { return __builtin_bit_cast(__m512, rows[i]); };
+    // Of every four lanes: rows 0 to 3 of the c-th in four[c], rows 4 and 5 of the first or last two in two[0] or two[1].
+    const __m512 two[] = {_mm512_unpacklo_ps(row(4), row(5)), _mm512_unpackhi_ps(row(4), row(5))};
+    __m512 four[4];
+    DEMIURGIC_UNROLL for (int half = 0; half < 2; ++half) {
+        const auto merge = [&](int i) {
+            return _mm512_castps_pd(half ? _mm512_unpackhi_ps(row(i), row(i + 1))
+                                         : _mm512_unpacklo_ps(row(i), row(i + 1)));
+        };
+        four[2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(merge(0), merge(2)));
+        four[2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(merge(0), merge(2)));
+    }
+    DEMIURGIC_UNROLL for (int i = 0; i < 8; ++i) {
+        const int a = i / 4 * 4,
+                  b = 16 + a + i % 2 * 2;  // where they are: in four[i % 4], and behind it two[i % 4 / 2]
+        const __m512i order =
+            _mm512_setr_epi32(a, a + 1, a + 2, a + 3, b, b + 1, a + 8, a + 9, a + 10, a + 11, b + 8, b + 9, 0, 0, 0, 0);
+        _mm512_mask_storeu_ps(place(i), 0xfff, _mm512_permutex2var_ps(four[i % 4], order, two[i % 4 / 2]));
+    }
+}
+
 // The sums of 16 vectors in one: at each level lane i meets lane i + 8, i + 4, i + 2, i + 1 of its vector, as in sum().
 inline Vec halves(Vec a, Vec b) {
     return {_mm512_add_ps(_mm512_mask_blend_ps(0xff00, a.v, b.v), _mm512_shuffle_f32x4(a.v, b.v, 0x4e))};
