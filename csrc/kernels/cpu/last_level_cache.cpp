@@ -8,7 +8,7 @@ namespace demiurgic::cpu {
 namespace {
 
 // Linux numbers the caches of a processor from 0 on. (sysconf is not asked: it gives the sum over a socket on some of them.)
-int64_t read() {
+int64_t read_bytes() {
     int64_t last_level = 0, bytes = 0;
     for (int index = 0;; ++index) {
         const std::string folder = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/";
@@ -23,7 +23,7 @@ int64_t read() {
 }  // namespace
 
 int64_t last_level_cache_bytes() {
-    static const int64_t bytes = read();
+    static const int64_t bytes = read_bytes();
     return bytes;
 }
 

@@ -42,7 +42,7 @@ struct Product {
     }
 
     // Rows of W in a unit of work: enough units for a balanced team, each long enough to be worth taking. Few rows of x, which
-    // wait for the memory, take longer streams of W.
+    // wait for the memory, take longer streams of W: four units for each member, or fewer where streams would be short.
     static UnitRows unit_rows(int64_t rows_of_x, int64_t rows_of_w, int64_t columns, int team_size) {
         static_assert(kFewTiles * kTileRows * kLongUnit * 16 <= kMostRows * kMostUnitRows);
         if (are_many(rows_of_x)) return ManyRows<T>::unit_rows(rows_of_w, team_size);
@@ -118,7 +118,7 @@ private:
     // so that the memory does not rest while the other tiles of a block find W in the cache.
     static constexpr int64_t kBlock = 1024, kShortBlock = 256;
 
-    // How few tiles fetch W, and for a single row how they do where the last-level cache holds W.
+    // How a few tiles fetch W ahead; from_cache: for a single row of x, where the last-level cache is likely to hold W.
     enum class Fetch { from_memory, from_cache };
 
     static constexpr int64_t ahead_columns(int MR, Fetch fetch) {
@@ -126,7 +126,7 @@ private:
         return bytes / static_cast<int64_t>(sizeof(T));
     }
 
-    // To the second-level cache, where what memory gives can wait; the last-level cache gives it to the first in time.
+    // What comes from memory waits in the second-level cache; the last-level cache is near enough to fetch it to the first.
     template <Fetch fetch>
     [[gnu::always_inline]] static void fetch_line(const T* p) {
         __builtin_prefetch(p, 0, fetch == Fetch::from_cache ? 3 : 2);

@@ -94,8 +94,8 @@ template <class Row, class F>
         four[2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(merge(0), merge(2)));
     }
     DEMIURGIC_UNROLL for (int i = 0; i < 8; ++i) {
-        const int a = i / 4 * 4,
-                  b = 16 + a + i % 2 * 2;  // where they are: in four[i % 4], and behind it two[i % 4 / 2]
+        // Where lanes i and i + 8 are: from a and a + 8 on in four[i % 4], and from b and b + 8 on in two[i % 4 / 2].
+        const int a = i / 4 * 4, b = 16 + a + i % 2 * 2;
         const __m512i order =
             _mm512_setr_epi32(a, a + 1, a + 2, a + 3, b, b + 1, a + 8, a + 9, a + 10, a + 11, b + 8, b + 9, 0, 0, 0, 0);
         _mm512_mask_storeu_ps(place(i), 0xfff, _mm512_permutex2var_ps(four[i % 4], order, two[i % 4 / 2]));
