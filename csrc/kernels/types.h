@@ -35,7 +35,7 @@ struct StepShape {
     int64_t context_length;
     int64_t widest;  // most columns of a product
     int64_t head_dim;
-    int64_t weight_bytes = 0;  // of all products
+    int64_t weight_bytes = 0;  // that the step reads; 0: not known
 };
 
 // What the options do to the logit of one token before temperature: steps 1 to 5 of the order of sampling, applied in the

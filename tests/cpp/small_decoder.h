@@ -163,7 +163,7 @@ public:
         for (int i = 0; i < num_threads_; ++i) own.emplace_back(scratch.own);
         Activations out(s, batch.num_tokens);
         run_team(num_threads_, [&](cpu::Team& team, int index) {
-            // Where weights come from changes how they are fetched and no bit: each way has teams.
+            // Changes how weights are fetched, and no bit: teams of an even size fetch them one way, others the other.
             const bool weights_in_cache = num_threads_ % 2 == 0;
             const cpu::Member member{&team, index, shared.data(), own[index].data(), weights_in_cache};
             walk(batch, out, [&](auto entry, const auto& args) { call(entries_, member, entry, args); });

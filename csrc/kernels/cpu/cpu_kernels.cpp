@@ -99,7 +99,7 @@ void prepare(Context& context, const StepShape& shape) {
     context.num_threads = num_threads();
     const Scratch scratch = context.entries->scratch(shape, context.num_threads);
     context.own_scratch = scratch.own;
-    context.weights_in_cache = shape.weight_bytes <= last_level_cache_bytes();
+    context.weights_in_cache = shape.weight_bytes > 0 && shape.weight_bytes <= last_level_cache_bytes();
     const int64_t bytes = scratch.shared + context.num_threads * scratch.own;
     if (context.scratch.defined() && context.scratch.size(0) >= bytes) return;
     context.scratch = at::Tensor();  // first: both at once might not fit

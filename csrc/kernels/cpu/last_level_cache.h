@@ -4,7 +4,8 @@
 
 namespace demiurgic::cpu {
 
-// Bytes of the largest cache that this machine's processors share; 0 where the system does not say.
+// Bytes of the first processor's cache of the highest level, which it may share with some of the others; 0 where the system
+// does not say.
 int64_t last_level_cache_bytes();
 
 }  // namespace demiurgic::cpu

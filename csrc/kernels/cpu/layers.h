@@ -59,8 +59,9 @@ struct Layers {
         const int64_t width = a.q.columns, num_rows = (a.heads + 2 * a.kv_heads) * a.d;
         const Products work(member, a.num_tokens, width, larger(kMostUnitRows, a.d));
         work.pack_normed(a.norm, [&](int64_t i) { return a.x + i * width; });
-        const int64_t heads = work.unit_rows(num_rows).most / a.d;  // whole heads are rotated
-        const Units units(num_rows, {larger(1, heads) * a.d, a.d}, member.team->size());
+        // A unit is whole heads, one at least: each is rotated as one.
+        const int64_t unit_heads = larger(1, work.unit_rows(num_rows).most / a.d);
+        const Units units(num_rows, {unit_heads * a.d, a.d}, member.team->size());
         work.for_blocks(units.count, [&](int64_t unit, int64_t next, int64_t first, int64_t m) {
             for (int64_t row = units.begin(unit), end = units.begin(unit + 1); row < end;) {
                 const MatrixRows rows = rows_of_qkv(a, row, end);
@@ -191,9 +192,9 @@ private:
         template <class F>
         void by_packs(F f) const {
             if (rows <= kOwnRows) return f(0, rows);
-            constexpr int64_t unit_rows = Product<T>::kPackRows;
-            for_units(member, (rows + unit_rows - 1) / unit_rows,
-                      [&](int64_t unit) { f(unit * unit_rows, smaller(unit_rows, rows - unit * unit_rows)); });
+            constexpr int64_t pack_rows = Product<T>::kPackRows;
+            for_units(member, (rows + pack_rows - 1) / pack_rows,
+                      [&](int64_t unit) { f(unit * pack_rows, smaller(pack_rows, rows - unit * pack_rows)); });
         }
 
         // Packs the norm of all rows; x(i): where row i is.

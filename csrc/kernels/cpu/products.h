@@ -52,8 +52,9 @@ struct Product {
             return {most, most};
         }
         const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
-        const int64_t stream = rows_of_w / team_size / (tile / 2) * row_bytes;  // of a member's whole share
-        const int64_t units = smaller(4, larger(1, stream / kShortStream)) * team_size;
+        const int64_t streams = kTileWidths[tile_height(rows_of_x) - 1];
+        const int64_t length = rows_of_w / team_size / streams * row_bytes;  // if a member's share were one unit
+        const int64_t units = smaller(4, larger(1, length / kShortStream)) * team_size;
         return {smaller(round_up((rows_of_w + units - 1) / units, tile), kLongUnit * tile), tile};
     }
 
@@ -118,7 +119,8 @@ private:
     // so that the memory does not rest while the other tiles of a block find W in the cache.
     static constexpr int64_t kBlock = 1024, kShortBlock = 256;
 
-    // How a few tiles fetch W ahead; from_cache: for a single row of x, where the last-level cache is likely to hold W.
+    // How few tiles fetch W: from memory, 1 KiB ahead for a single row of x and 2 KiB for more; or, for a single row, from
+    // the last-level cache, which is likely to hold W.
     enum class Fetch { from_memory, from_cache };
 
     static constexpr int64_t ahead_columns(int MR, Fetch fetch) {
@@ -178,12 +180,13 @@ private:
     template <int MR, int NR>
     [[gnu::noinline]] static void one_tile(const Call& call, const Group<NR>& group) {
         Ahead none(group.w, 0, 0, 0);
-        if (MR == 1 && call.in_cache) {
-            tile<MR, NR, NR, false, Fetch::from_cache>(call.x, group, 0, call.columns, true, true, 0, nullptr, group.c,
-                                                       call.ldc, none);
-        } else {
-            tile<MR, NR, NR, false>(call.x, group, 0, call.columns, true, true, 0, nullptr, group.c, call.ldc, none);
+        if constexpr (MR == 1) {
+            if (call.in_cache) {
+                return tile<MR, NR, NR, false, Fetch::from_cache>(call.x, group, 0, call.columns, true, true, 0,
+                                                                  nullptr, group.c, call.ldc, none);
+            }
         }
+        tile<MR, NR, NR, false>(call.x, group, 0, call.columns, true, true, 0, nullptr, group.c, call.ldc, none);
     }
 
     // `after`: the rows of W that come next, `stride` elements apart.

@@ -108,7 +108,7 @@ private:
 
     static int64_t tile_rows(int64_t left) { return smaller(kRows, round_up(left, kThird)); }
 
-    // One row of it.
+    // One row of what pack writes.
     static void pack_row(void* operand, int64_t rows, int64_t row, int64_t columns, int64_t first, const float* values,
                          int64_t n) {
         const int64_t tile = row / kRows * kRows, steps = steps_of(columns), step = first / D::K;
@@ -138,7 +138,7 @@ private:
     // Where a vector holds all lanes of a row, a whole tile is turned at once (vec_avx512.h).
     static constexpr bool kTurnsTiles = Vec::N == 16 && kRows == 6;
 
-    // All rows of a tile.
+    // A whole tile of what pack writes.
     static void pack_tile(void* operand, int64_t row, int64_t columns, int64_t first, const float* values, int64_t ld,
                           int64_t n) {
         if constexpr (kTurnsTiles) {
