@@ -1,12 +1,42 @@
 #pragma once
 
-#include "kernels/cpu/products.h"
+#include "kernels/cpu/rows.h"
 
-// How attention takes keys and values: as they lie in the cache, blocks of keys [d, 16 positions] and of values
-// [16 positions, d], or as a copy of such blocks. Included inside the namespace of an instruction set, after its Vec.
+// How keys are put into the cache, and how attention takes keys and values: as they lie there, blocks of keys
+// [d, 16 positions] and of values [16 positions, d], or as a copy of such blocks. Included inside the namespace of an instruction set, after its Vec.
 
 constexpr int64_t kBlock = 16;   // positions of a cache block
 constexpr int64_t kChunk = 256;  // positions of a chunk
+
+// y [d] to one position of a block of keys [d, kBlock].
+template <class T>
+inline void put_key(const float* y, int64_t d, T* keys) {
+    for_lanes(d, [&](int64_t k, int64_t count) {
+        T narrow[Vec::N];
+        convert(y + k, narrow, count);
+        for (int64_t i = 0; i < count; ++i) keys[(k + i) * kBlock] = narrow[i];
+    });
+}
+
+// y [kBlock, d], rows `stride` apart, to a whole block of keys [d, kBlock]; d is a multiple of Vec::N.
+template <class T>
+inline void put_block_of_keys(const float* y, int64_t stride, int64_t d, T* keys) {
+    const int64_t row_bytes = stride * static_cast<int64_t>(sizeof(float));
+    for (int64_t i = 0; i < kBlock; i += Vec::N) {
+        for (int64_t k = 0; k < d; k += Vec::N) {
+            Vec lanes[Vec::N];
+            load_turned(reinterpret_cast<const char*>(y + i * stride + k), row_bytes, lanes);
+            for (int64_t j = 0; j < Vec::N; ++j) store(keys + (k + j) * kBlock + i, lanes[j]);
+        }
+    }
+}
+
+// Whether the next kBlock slots are those of a block, in order.
+inline bool are_block(const int64_t* slots) {
+    bool in_order = slots[0] % kBlock == 0;
+    for (int64_t i = 1; i < kBlock; ++i) in_order &= slots[i] == slots[0] + i;
+    return in_order;
+}
 
 // Of blocks of E. A lane takes kStep numbers at a time, as Dot adds them:
 //   keys(p, k): of Vec::N positions, numbers k to k + kStep of their heads;

@@ -11,6 +11,13 @@ inline Vec load_some(const T* p, int64_t n) {
     return n == Vec::N ? load(p) : load_first(p, n);
 }
 
+// Keeps what was loaded in a register: g++ would rather load it again for each use.
+[[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] Vec& x) {
+#ifdef __AVX2__
+    __asm__("" : "+v"(x.v));
+#endif
+}
+
 // x is rounded to X; `dot` adds the products of K elements to the lanes, lane i those of the i-th 32 bits of x and of W.
 template <class T>
 struct Dot {
@@ -30,6 +37,8 @@ struct Dot {
 };
 
 #ifdef DEMIURGIC_BF16_DOT
+[[gnu::always_inline]] inline void keep_in_register(__m512i& x) { __asm__("" : "+v"(x)); }
+
 // vdpbf16ps: each lane adds two neighbouring products.
 template <>
 struct Dot<BFloat16> {

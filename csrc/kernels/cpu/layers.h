@@ -69,10 +69,8 @@ struct Layers {
                 const MatrixRows after =
                     row < end ? rows_of_qkv(a, row, end) : rows_of_qkv(a, units.begin(next), units.begin(next + 1));
                 work.product(rows, after, first, m, work.c);
-                for (int64_t i = 0; i < m; ++i) {
-                    for (int64_t j = 0; j < rows.num; j += a.d)
-                        put_head(a, rows.from(j, a.d), first + i, work.c + i * rows.num + j);
-                }
+                for (int64_t j = 0; j < rows.num; j += a.d)
+                    put_head(a, rows.from(j, a.d), first, m, work.c + j, rows.num);
             }
         });
     }
@@ -280,26 +278,45 @@ private:
         return {matrix, row - before, smaller(end, before + matrix->rows) - row};
     }
 
-    // What rows of W, those of a head, made of a token, y [d]: rotated, to q or to its slot in the cache.
-    static void put_head(const AttentionIn& a, const MatrixRows& rows, int64_t token, float* y) {
+    // What rows of W, those of a head, made of tokens [first, first + m), y [m, d], rows `stride` apart: rotated, to q or to
+    // their slots in the cache.
+    static void put_head(const AttentionIn& a, const MatrixRows& rows, int64_t first, int64_t m, float* y,
+                         int64_t stride) {
         const int64_t head = rows.first / a.d;
-        add_bias<T>(rows, y);
-        if (rows.matrix != &a.v) rotate(y, a.cos + token * (a.d / 2), a.sin + token * (a.d / 2), a.d);
-        if (rows.matrix != &a.q) return append(a, rows.matrix == &a.k, head, a.slots[token], y);
-        __builtin_memcpy(a.q_out + (token * a.heads + head) * a.d, y, a.d * sizeof(float));
+        for (int64_t i = 0; i < m; ++i) {
+            const int64_t token = first + i;
+            float* of_token = y + i * stride;  // [d]
+            add_bias<T>(rows, of_token);
+            if (rows.matrix == &a.v) {
+                T* values = block_of(a, a.values, head, a.slots[token]) + a.slots[token] % kBlock * a.d;
+                convert(of_token, values, a.d);
+                continue;
+            }
+            rotate(of_token, a.cos + token * (a.d / 2), a.sin + token * (a.d / 2), a.d);
+            if (rows.matrix == &a.q)
+                __builtin_memcpy(a.q_out + (token * a.heads + head) * a.d, of_token, a.d * sizeof(float));
+        }
+        if (rows.matrix == &a.k) append_keys(a, head, a.slots + first, m, y, stride);
     }
 
-    // y [d] to its slot in the cache.
-    static void append(const AttentionIn& a, bool is_key, int64_t kv_head, int64_t slot, const float* y) {
-        const int64_t offset = slot % kBlock, head = (slot / kBlock * a.kv_heads + kv_head) * a.d * kBlock;
-        if (!is_key) return convert(y, static_cast<T*>(a.values) + head + offset * a.d, a.d);
-        T* keys = static_cast<T*>(a.keys) + head + offset;
-        for (int64_t k = 0; k < a.d; k += Vec::N) {
-            T narrow[Vec::N];
-            const int64_t count = smaller(Vec::N, a.d - k);
-            convert(y + k, narrow, count);
-            for (int64_t i = 0; i < count; ++i) keys[(k + i) * kBlock] = narrow[i];
+    // y [m, d], rows `stride` apart, to slots [m] of the cache.
+    static void append_keys(const AttentionIn& a, int64_t head, const int64_t* slots, int64_t m, const float* y,
+                            int64_t stride) {
+        for (int64_t i = 0; i < m;) {
+            T* keys = block_of(a, a.keys, head, slots[i]) + slots[i] % kBlock;
+            if (m - i >= kBlock && are_block(slots + i) && a.d % Vec::N == 0) {
+                put_block_of_keys(y + i * stride, stride, a.d, keys);
+                i += kBlock;
+            } else {
+                put_key(y + i * stride, a.d, keys);
+                ++i;
+            }
         }
+    }
+
+    // The block of keys or values of a head that a slot is in.
+    static T* block_of(const AttentionIn& a, void* cache, int64_t head, int64_t slot) {
+        return static_cast<T*>(cache) + (slot / kBlock * a.kv_heads + head) * a.d * kBlock;
     }
 
     struct AttendWork {

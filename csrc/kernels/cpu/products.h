@@ -256,24 +256,42 @@ private:
         }
         float out[MR * NR];
         add_lanes<MR * NR>(lanes, out);
-        if (group.apart == 1) {
-            DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i)
+        const int64_t apart = group.apart;  // what is stored could be the group's, for all that g++ knows
+        DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) {
+            if (apart == 1) {
                 __builtin_memcpy(c + i * ldc, out + i * NR, NR * sizeof(float));
-        } else {
-            DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) DEMIURGIC_UNROLL for (int j = 0; j < NR; ++j)
-                c[i * ldc + j * group.apart] = out[i * NR + j];
+                continue;
+            }
+            // Not as floats: a processor may store two integers at a time, but one float.
+            DEMIURGIC_UNROLL for (int j = 0; j < NR; ++j)
+                __builtin_memcpy(c + i * ldc + j * apart, out + i * NR + j, sizeof(float));
         }
     }
 
-    // D::K columns of the tile.
+    // D::K columns of the tile. One side stays in registers, the other comes row by row: x does, if it has twice as many.
     template <int MR, int NR, int near, Fetch fetch>
     [[gnu::always_inline]] static void step(Vec* lanes, const X* x, const T* w, int64_t ldw, const T* next) {
-        typename D::Operand xs[MR];
-        DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) xs[i] = D::load_x(x + i * D::K);
-        DEMIURGIC_UNROLL for (int j = 0; j < NR; ++j) {
-            const typename D::Operand ws = D::load_w(w + j * ldw);
+        using Operand = typename D::Operand;
+        const auto row_of_w = [&](int j) {
+            const Operand row = D::load_w(w + j * ldw);
             if (j < near) fetch_line<fetch>(next + j * ldw);
-            DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) lanes[i * NR + j] = D::dot(xs[i], ws, lanes[i * NR + j]);
+            return row;
+        };
+        if constexpr (MR < 2 * NR) {
+            Operand xs[MR];
+            DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) xs[i] = D::load_x(x + i * D::K);
+            DEMIURGIC_UNROLL for (int j = 0; j < NR; ++j) {
+                const Operand ws = row_of_w(j);
+                DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) lanes[i * NR + j] = D::dot(xs[i], ws, lanes[i * NR + j]);
+            }
+        } else {
+            Operand ws[NR];
+            DEMIURGIC_UNROLL for (int j = 0; j < NR; ++j) ws[j] = row_of_w(j);
+            DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) {
+                Operand xs = D::load_x(x + i * D::K);
+                keep_in_register(xs);
+                DEMIURGIC_UNROLL for (int j = 0; j < NR; ++j) lanes[i * NR + j] = D::dot(xs, ws[j], lanes[i * NR + j]);
+            }
         }
     }
 

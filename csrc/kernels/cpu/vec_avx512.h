@@ -119,23 +119,24 @@ inline Vec singles(Vec a, Vec b) {
     return {_mm512_add_ps(_mm512_mask_blend_ps(0xaaaa, a.v, b.v), _mm512_permutex2var_ps(a.v, other, b.v))};
 }
 
-// The sums of `n` vectors of 16 lanes each, n from 1 to 16, to out[0..n).
+// The sums of `n` vectors of 16 lanes each, n from 1 to 16, to out[0..n). Where n is at most 8, 4 or 2, a level has half as
+// many vectors, and a sum is in 2, 4 or 8 neighbouring lanes.
 template <int n>
 inline void sums(const Vec* x, float* out) {
-    Vec level[16];
-    if constexpr (n > 8) {
-        DEMIURGIC_UNROLL for (int i = 0; i < 8; ++i) level[i] = halves(x[i], i + 8 < n ? x[i + 8] : x[i]);
-    } else {
-        DEMIURGIC_UNROLL for (int i = 0; i < n; ++i) level[i] = halves(x[i], x[i]);
-    }
-    constexpr int left8 = n < 8 ? n : 8, left4 = n < 4 ? n : 4, left2 = n < 2 ? n : 2;
-    DEMIURGIC_UNROLL for (int i = 0; i < left4; ++i) level[i] = quarters(level[i], level[i + 4 < left8 ? i + 4 : i]);
-    DEMIURGIC_UNROLL for (int i = 0; i < left2; ++i) level[i] = pairs(level[i], level[i + 2 < left4 ? i + 2 : i]);
-    level[0] = singles(level[0], level[1 < left2 ? 1 : 0]);
+    constexpr int places = n > 8 ? 16 : n > 4 ? 8 : n > 2 ? 4 : 2;
+    constexpr int half = places / 2, quarter = half > 1 ? half / 2 : 1, pair = quarter > 1 ? quarter / 2 : 1;
+    Vec level[half];
+    DEMIURGIC_UNROLL for (int i = 0; i < half; ++i) level[i] = halves(x[i], i + half < n ? x[i + half] : x[i]);
+    DEMIURGIC_UNROLL for (int i = 0; i < quarter; ++i) level[i] = quarters(level[i], level[half > 1 ? i + quarter : 0]);
+    DEMIURGIC_UNROLL for (int i = 0; i < pair; ++i) level[i] = pairs(level[i], level[quarter > 1 ? i + pair : 0]);
+    const __m512 all = singles(level[0], level[pair > 1 ? 1 : 0]).v;
     if constexpr (n == 16) {
-        store(out, level[0]);
+        _mm512_storeu_ps(out, all);
+    } else if constexpr (places == 16) {
+        _mm512_mask_storeu_ps(out, first(n), all);
     } else {
-        _mm512_mask_storeu_ps(out, first(n), level[0].v);
+        constexpr __mmask16 apart = places == 8 ? 0x5555 : places == 4 ? 0x1111 : 0x0101;
+        _mm512_mask_storeu_ps(out, first(n), _mm512_maskz_compress_ps(apart, all));
     }
 }
 
