@@ -11,8 +11,8 @@ and all but the one that is timed are stopped. A cell is a model, a type and a b
 reads a prompt untimed, to get going again, then one of each length and gives one token, then reads a prompt and gives
 `--new` tokens, greedily, EOS off; every round has other prompts. A step of decoding is (whole call - first token) /
 (new - 1). Right before and after our own turn each round measures how fast the machine reads as many bytes as the
-weights have (what a shared machine reads changes from second to second), and at its end how fast torch multiplies
-matrices.
+weights have (what a shared machine reads changes from second to second: the share is a round's rate of reading weights
+over the mean of its two, in the median round), and at its end how fast torch multiplies matrices.
 
 Every engine's tokens are compared with ours: in float32 half of the rows, at least, must agree for 8 tokens or more, or
 the run says so. (A near-tie of two logits can end a row's agreement anywhere.)
@@ -224,6 +224,10 @@ def measure_cell(cell: Cell, field: Field, rounds: int) -> dict[str, Any]:
     # The kernel gives 2 MiB pages when it has them: sometimes to some of the passes only.
     measured = [pages for pages in reads[0] if all(pages in read for read in reads)]
     bandwidth = {pages: statistics.median(read[pages] for read in reads) for pages in measured}
+    around = [  # each of our turns, before and after
+        {pages: (before[pages] + after[pages]) / 2 for pages in measured}
+        for before, after in zip(reads[::2], reads[1::2], strict=True)
+    ]
     return {
         "model": cell.model,
         "dtype": cell.dtype,
@@ -234,9 +238,10 @@ def measure_cell(cell: Cell, field: Field, rounds: int) -> dict[str, Any]:
         "rounds": rounds,
         "weight_bytes": cell.weight_bytes,
         "read_bandwidth": bandwidth,
+        "read_by_round": around,
         "gemm_peak": statistics.median(peaks),
         "contenders": {
-            name: {**field.about[name], **result(cell, turns[name], turns[reference][0]["tokens"], bandwidth)}
+            name: {**field.about[name], **result(cell, turns[name], turns[reference][0]["tokens"], around)}
             for name in field.names
         },
         "absent": field.absent,
@@ -244,12 +249,14 @@ def measure_cell(cell: Cell, field: Field, rounds: int) -> dict[str, Any]:
 
 
 def result(
-    cell: Cell, turns: list[dict[str, Any]], expected: list[list[int]], bandwidth: dict[str, float]
+    cell: Cell, turns: list[dict[str, Any]], expected: list[list[int]], reads: list[dict[str, float]]
 ) -> dict[str, Any]:
     steps = [(turn["call"] - turn["first"][str(cell.prompt)]) / (cell.new - 1) for turn in turns]
     step, call = summary(steps), summary([turn["call"] for turn in turns])
     memory = turns[0]["memory"]
-    pages = "huge" if memory.get("huge_pages", 0) > memory.get("resident", 0) / 2 and "huge" in bandwidth else "small"
+    pages = "huge" if memory.get("huge_pages", 0) > memory.get("resident", 0) / 2 and "huge" in reads[0] else "small"
+    # What a shared machine reads may change by half from one round to the next, so a step is set beside its own round's.
+    shares = [cell.weight_bytes / step / read[pages] for step, read in zip(steps, reads, strict=True)]
     return {
         "call": call,
         "tokens_per_second": cell.batch * cell.new / call["median"],
@@ -257,7 +264,8 @@ def result(
         "first": {length: summary([turn["first"][length] for turn in turns]) for length in turns[0]["first"]},
         "bytes_per_second": cell.weight_bytes / step["median"],
         "pages": pages,
-        "share_of_bandwidth": cell.weight_bytes / step["median"] / bandwidth[pages],
+        "steps": steps,
+        "share_of_bandwidth": statistics.median(shares),
         "same_tokens": statistics.median_low(map(common_prefix, turns[0]["tokens"], expected)),
         "memory": memory,
     }

@@ -30,7 +30,7 @@ def table(cells: list[dict[str, Any]]) -> str:
 
 def row(cell: dict[str, Any]) -> str:
     step = cell["contenders"][OURS]["step"]["median"]
-    share = cell["weight_bytes"] / step / cell["read_bandwidth"]["small"]
+    share = cell["contenders"][OURS]["share_of_bandwidth"]
     ratios = cell["ratios"]
     against_hf = ratios["step"].get("ratio_to_hf")
     fields = [

@@ -128,6 +128,11 @@ private:
         return bytes / static_cast<int64_t>(sizeof(T));
     }
 
+    // Which side of a tile stays in registers in a step, while the other comes row by row: x's, or W's where it has half as
+    // many rows or fewer. Then no row is loaded twice, which pays where x lies in the first-level cache, beside lines of W.
+    enum class Held { x, w };
+    static constexpr int64_t kNearBytes = 24 * 1024;
+
     // What comes from memory waits in the second-level cache; the last-level cache is near enough to fetch it to the first.
     template <Fetch fetch>
     [[gnu::always_inline]] static void fetch_line(const T* p) {
@@ -179,14 +184,19 @@ private:
 
     template <int MR, int NR>
     [[gnu::noinline]] static void one_tile(const Call& call, const Group<NR>& group) {
-        Ahead none(group.w, 0, 0, 0);
+        const auto run = [&]<Fetch fetch, Held held>() {
+            Ahead none(group.w, 0, 0, 0);
+            tile<MR, NR, NR, false, fetch, held>(call.x, group, 0, call.columns, true, true, 0, nullptr, group.c,
+                                                 call.ldc, none);
+        };
         if constexpr (MR == 1) {
-            if (call.in_cache) {
-                return tile<MR, NR, NR, false, Fetch::from_cache>(call.x, group, 0, call.columns, true, true, 0,
-                                                                  nullptr, group.c, call.ldc, none);
-            }
+            if (call.in_cache) return run.template operator()<Fetch::from_cache, Held::x>();
         }
-        tile<MR, NR, NR, false>(call.x, group, 0, call.columns, true, true, 0, nullptr, group.c, call.ldc, none);
+        if constexpr (MR >= 2 * NR) {
+            const bool x_is_near = MR * call.ldx * static_cast<int64_t>(sizeof(X)) <= kNearBytes;
+            if (x_is_near) return run.template operator()<Fetch::from_memory, Held::w>();
+        }
+        run.template operator()<Fetch::from_memory, Held::x>();
     }
 
     // `after`: the rows of W that come next, `stride` elements apart.
@@ -231,7 +241,7 @@ private:
 
     // Fetches what comes some columns later of `near` rows of W, from row `first_near` on (of the last columns, what follows
     // the row), or lines of the next tiles' rows.
-    template <int MR, int NR, int near, bool asks_ahead, Fetch fetch = Fetch::from_memory>
+    template <int MR, int NR, int near, bool asks_ahead, Fetch fetch = Fetch::from_memory, Held held = Held::x>
     [[gnu::always_inline]] static void tile(const X* x, const Group<NR>& group, int64_t first, int64_t length,
                                             bool begins, bool ends, int64_t first_near, Vec* parked, float* c,
                                             int64_t ldc, Ahead& ahead) {
@@ -242,11 +252,11 @@ private:
         int64_t k = 0;
         for (; k + 2 * D::K <= length; k += 2 * D::K) {
             if (asks_ahead) ahead.line();
-            step<MR, NR, near, fetch>(lanes, x + k * MR, w + k, ldw, next + k);
-            step<MR, NR, near, fetch>(lanes, x + (k + D::K) * MR, w + k + D::K, ldw, next + k + D::K);
+            step<MR, NR, near, fetch, held>(lanes, x + k * MR, w + k, ldw, next + k);
+            step<MR, NR, near, fetch, held>(lanes, x + (k + D::K) * MR, w + k + D::K, ldw, next + k + D::K);
         }
         if (k + D::K <= length) {
-            step<MR, NR, near, fetch>(lanes, x + k * MR, w + k, ldw, next + k);
+            step<MR, NR, near, fetch, held>(lanes, x + k * MR, w + k, ldw, next + k);
             k += D::K;
         }
         if (k < length) last_step<MR, NR>(lanes, x + k * MR, w + k, ldw, length - k);
@@ -268,16 +278,15 @@ private:
         }
     }
 
-    // D::K columns of the tile. One side stays in registers, the other comes row by row: x does, if it has twice as many.
-    template <int MR, int NR, int near, Fetch fetch>
+    // D::K columns of the tile.
+    template <int MR, int NR, int near, Fetch fetch, Held held>
     [[gnu::always_inline]] static void step(Vec* lanes, const X* x, const T* w, int64_t ldw, const T* next) {
         using Operand = typename D::Operand;
         const auto row_of_w = [&](int j) {
-            const Operand row = D::load_w(w + j * ldw);
             if (j < near) fetch_line<fetch>(next + j * ldw);
-            return row;
+            return D::load_w(w + j * ldw);
         };
-        if constexpr (MR < 2 * NR) {
+        if constexpr (held == Held::x) {
             Operand xs[MR];
             DEMIURGIC_UNROLL for (int i = 0; i < MR; ++i) xs[i] = D::load_x(x + i * D::K);
             DEMIURGIC_UNROLL for (int j = 0; j < NR; ++j) {
