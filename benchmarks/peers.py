@@ -255,7 +255,7 @@ def result(
     step, call = summary(steps), summary([turn["call"] for turn in turns])
     memory = turns[0]["memory"]
     pages = "huge" if memory.get("huge_pages", 0) > memory.get("resident", 0) / 2 and "huge" in reads[0] else "small"
-    # What a shared machine reads may change by half from one round to the next, so a step is set beside its own round's.
+    # What a shared machine reads may change by half from one round to the next, so a step is beside its own round's.
     shares = [cell.weight_bytes / step / read[pages] for step, read in zip(steps, reads, strict=True)]
     return {
         "call": call,
@@ -264,7 +264,6 @@ def result(
         "first": {length: summary([turn["first"][length] for turn in turns]) for length in turns[0]["first"]},
         "bytes_per_second": cell.weight_bytes / step["median"],
         "pages": pages,
-        "steps": steps,
         "share_of_bandwidth": statistics.median(shares),
         "same_tokens": statistics.median_low(map(common_prefix, turns[0]["tokens"], expected)),
         "memory": memory,

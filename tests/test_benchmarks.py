@@ -280,7 +280,7 @@ def test_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
         for name, seconds in (("step", "step"), ("call", "call")):
             ratio = torch_loop[seconds]["median"] / ours[seconds]["median"]
             assert cell["ratios"][name] == {"best_peer": "torch", "ratio": ratio}
-        rates = [cell["weight_bytes"] / step for step in ours["steps"]]
+        rates = [cell["weight_bytes"] / step for step in ours["step"]["all"]]
         reads = [read[ours["pages"]] for read in cell["read_by_round"]]
         assert len(rates) == cell["rounds"]
         shares = [rate / read for rate, read in zip(rates, reads, strict=True)]
