@@ -170,6 +170,8 @@ void every_entry_is_near_the_oracle() {
         decoder.step({{0, length, 10}}, call);
         decoder.step({{0, length + 10, 1}}, call);
         decoder.step({{1, 0, 3}, {0, length + 11, 2}}, call);
+        decoder.step({{1, 3, 8}}, call);    // the largest single tile
+        decoder.step({{1, 11, 21}}, call);  // whose keys end a block and fill one
     });
 }
 

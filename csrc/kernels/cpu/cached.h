@@ -3,7 +3,8 @@
 #include "kernels/cpu/rows.h"
 
 // How keys are put into the cache, and how attention takes keys and values: as they lie there, blocks of keys
-// [d, 16 positions] and of values [16 positions, d], or as a copy of such blocks. Included inside the namespace of an instruction set, after its Vec.
+// [d, 16 positions] and of values [16 positions, d], or as a copy of such blocks. Included inside the namespace of an
+// instruction set, after its Vec.
 
 constexpr int64_t kBlock = 16;   // positions of a cache block
 constexpr int64_t kChunk = 256;  // positions of a chunk

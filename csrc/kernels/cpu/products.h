@@ -131,7 +131,7 @@ private:
     // Which side of a tile stays in registers in a step, while the other comes row by row: x's, or W's where it has half as
     // many rows or fewer. Then no row is loaded twice, which pays where x lies in the first-level cache, beside lines of W.
     enum class Held { x, w };
-    static constexpr int64_t kNearBytes = 24 * 1024;
+    static constexpr int64_t kNearBytes = 24 * 1024;  // of a tile's x
 
     // What comes from memory waits in the second-level cache; the last-level cache is near enough to fetch it to the first.
     template <Fetch fetch>
