@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "host_memory.h"
+
 namespace demiurgic {
 
 Decoder::Decoder(const Weights& weights, const Kernels& kernels)
@@ -32,15 +34,17 @@ void Decoder::make_room(int64_t num_tokens, int64_t num_logits) {
     if (!x_.defined() || x_.size(0) < num_tokens) {
         step_ = {};
         const at::TensorOptions options = kernels_.float_activations ? wide : weights_.embedding.options();
-        x_ = at::empty({num_tokens, config.hidden_size}, options);
-        q_ = at::empty({num_tokens * widest_q_}, options);
-        attended_ = at::empty({num_tokens * widest_q_}, options);
+        x_ = q_ = attended_ = at::Tensor();  // first: both at once might not fit
+        q_ = empty_of_kept_memory({num_tokens * widest_q_}, options);
+        attended_ = empty_of_kept_memory({num_tokens * widest_q_}, options);
+        x_ = empty_of_kept_memory({num_tokens, config.hidden_size}, options);  // last: it tells that all are there
     }
     if (!logits_.defined() || logits_.size(0) < num_logits) {
         step_ = {};
-        logits_ = at::empty({num_logits, config.vocab_size}, wide);
+        logits_ = at::Tensor();
         last_x_ = at::empty({num_logits, config.hidden_size}, x_.options());
         last_attended_ = at::empty({num_logits * widest_q_}, x_.options());
+        logits_ = empty_of_kept_memory({num_logits, config.vocab_size}, wide);  // last, as above
     }
 }
 

@@ -6,6 +6,8 @@
 
 #include <array>
 
+#include "host_memory.h"
+
 namespace demiurgic {
 
 KVCache::KVCache(const Weights& weights, int64_t block_size, CacheLayout layout)
@@ -23,16 +25,18 @@ KVCache::KVCache(const Weights& weights, int64_t block_size, CacheLayout layout)
 // The CPU's kernels score as many positions at a time as a vector has lanes.
 at::Tensor KVCache::empty_keys(int64_t num_blocks, const LayerConfig& layer) const {
     if (layout_ == CacheLayout::keys_by_coordinate) {
-        return at::empty({num_blocks, layer.num_kv_heads, layer.head_dim, block_size_}, options_).transpose(2, 3);
+        return empty_of_kept_memory({num_blocks, layer.num_kv_heads, layer.head_dim, block_size_}, options_)
+            .transpose(2, 3);
     }
     return empty_values(num_blocks, layer);
 }
 
 at::Tensor KVCache::empty_values(int64_t num_blocks, const LayerConfig& layer) const {
     if (layout_ == CacheLayout::by_head) {
-        return at::empty({layer.num_kv_heads, num_blocks, block_size_, layer.head_dim}, options_).transpose(0, 1);
+        return empty_of_kept_memory({layer.num_kv_heads, num_blocks, block_size_, layer.head_dim}, options_)
+            .transpose(0, 1);
     }
-    return at::empty({num_blocks, layer.num_kv_heads, block_size_, layer.head_dim}, options_);
+    return empty_of_kept_memory({num_blocks, layer.num_kv_heads, block_size_, layer.head_dim}, options_);
 }
 
 void KVCache::grow(int64_t num_blocks) {

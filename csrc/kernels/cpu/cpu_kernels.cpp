@@ -1,12 +1,12 @@
 #include "kernels/cpu/cpu_kernels.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <map>
 #include <mutex>
 
+#include "host_memory.h"
 #include "kernels/cpu/checksum.h"
 #include "kernels/cpu/float_mode.h"
 #include "kernels/cpu/isa.h"
@@ -103,7 +103,7 @@ void prepare(Context& context, const StepShape& shape) {
     const int64_t bytes = scratch.shared + context.num_threads * scratch.own;
     if (context.scratch.defined() && context.scratch.size(0) >= bytes) return;
     context.scratch = at::Tensor();  // first: both at once might not fit
-    context.scratch = at::empty({bytes}, at::TensorOptions().dtype(at::kByte));
+    context.scratch = empty_of_kept_memory({bytes}, at::TensorOptions().dtype(at::kByte));
 }
 
 // The part of one member of the team.
