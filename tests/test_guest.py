@@ -760,6 +760,35 @@ def test_no_more_than_a_little_memory_is_kept():
     assert resident_bytes() - before < 2**25 + 1e7
 
 
+FAULTS = """
+import resource
+import torch
+from models import tiny_model
+from demiurgic import generate
+
+torch.set_num_threads(1)
+model = tiny_model(attention_head_dim=64, num_attention_heads=16, num_key_value_heads=16, max_position_embeddings=1024)
+counts = []
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    generate(model, [1] * 1000, seed=0, max_new_tokens=2)
+    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(counts[-1])
+"""
+
+
+@linux
+def test_a_call_takes_over_the_memory_of_the_one_before():
+    # malloc, which may do so by itself, is told not to.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    ran = subprocess.run(
+        [sys.executable, "-c", FAULTS], cwd=Path(__file__).parent, env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    cache_pages = 1000 * 2 * 2 * 16 * 64 * 4 // os.sysconf("SC_PAGE_SIZE")  # tokens, k and v, layers, heads, d, float32
+    assert int(ran.stdout) < cache_pages // 4
+
+
 def test_an_exception_that_is_kept_holds_no_cache():
     model = tiny_model()
 
