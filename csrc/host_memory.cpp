@@ -87,8 +87,7 @@ at::Tensor empty_of_kept_memory(at::IntArrayRef sizes, const at::TensorOptions& 
     if (!options.device().is_cpu() || bytes < kLeast) return at::empty(sizes, options);
     const Block block = kept_blocks().take((bytes + kLine - 1) / kLine * kLine);
     if (!block.memory) return at::empty(sizes, options);  // whose error is the one that callers know
-    return at::from_blob(
-        block.memory, sizes, [block](void*) { kept_blocks().keep(block); }, options);
+    return at::from_blob(block.memory, sizes, [block](void*) { kept_blocks().keep(block); }, options);
 }
 
 }  // namespace demiurgic
