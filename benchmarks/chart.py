@@ -3,7 +3,7 @@
     python benchmarks/chart.py                                  # benchmarks/results/peers.json to docs/performance.png
 
 A group of bars is a cell (model and batch), a panel a type and a measure. A bar's height is speed relative to the
-cell's best peer, whose speed is the line at 1; the number on our bar is the speed itself.
+cell's best peer, whose speed is the line at 1, in the median round; the number on our bar is the speed itself.
 """
 
 from __future__ import annotations
@@ -116,10 +116,13 @@ def draw(axis: Any, cells: list[dict[str, Any]], measure: Measure, dtype: str) -
 
 
 def relative(cell: dict[str, Any], name: str, measure: str) -> float | None:
-    """Speed over the best peer's; over our own where we are alone."""
-    value = speed(cell, name, measure)
-    peers = [speed(cell, peer, measure) or 0.0 for peer in cell["contenders"] if peer != OURS]
-    return value / (max(peers) if peers else value) if value else None
+    """Speed over the best peer's, by the ratios of the cell; by medians where we are alone or absent."""
+    value, ratio = speed(cell, name, measure), cell["ratios"].get(measure)
+    if value is None:
+        return None
+    if ratio:
+        return float(ratio["ratio"] / (1 if name == OURS else ratio["to"][name]))
+    return value / max(speed(cell, other, measure) or 0.0 for other in cell["contenders"])
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ and all but the one that is timed are stopped. A cell is a model, a type and a b
 reads a prompt untimed, to get going again, then one of each length and gives one token, then reads a prompt and gives
 `--new` tokens, greedily, EOS off; every round has other prompts. A step of decoding is (whole call - first token) /
 (new - 1). Right before and after our own turn each round measures how fast the machine reads as many bytes as the
-weights have (what a shared machine reads changes from second to second: the share is a round's rate of reading weights
-over the mean of its two, in the median round), and at its end how fast torch multiplies matrices.
+weights have, and at its end how fast torch multiplies matrices. What a shared machine reads changes from one half
+minute to the next, so a share of the bandwidth is a round's rate of reading weights over the mean of its two, and a
+ratio another's time in a round over ours in it; each in the median round.
 
 Every engine's tokens are compared with ours: in float32 half of the rows, at least, must agree for 8 tokens or more, or
 the run says so. (A near-tie of two logits can end a row's agreement anywhere.)
@@ -275,23 +276,29 @@ def common_prefix(a: list[int], b: list[int]) -> int:
 
 
 def ratios(cell: dict[str, Any]) -> dict[str, Any]:
-    """How many times faster than the best peer of the cell we are, for each measure; nothing without a peer."""
-    peers = {name: medians(row) for name, row in cell["contenders"].items() if name != OURS}
+    """How many times faster than each peer of the cell we are, for each measure; nothing without a peer.
+
+    In the median round, not of two medians: memory of a shared machine has a fast and a slow state of tens of seconds,
+    and the median of such times falls into the one or the other by luck.
+    """
+    peers = {name: timed_rounds(row) for name, row in cell["contenders"].items() if name != OURS}
     if OURS not in cell["contenders"] or not peers:
         return {}
     found = {}
-    for measure, seconds in medians(cell["contenders"][OURS]).items():
-        best = min(peers, key=lambda peer: peers[peer][measure])
-        found[measure] = {"best_peer": best, "ratio": peers[best][measure] / seconds}
-        if "hf" in peers:
-            found[measure]["ratio_to_hf"] = peers["hf"][measure] / seconds
+    for measure, ours in timed_rounds(cell["contenders"][OURS]).items():
+        to = {
+            name: statistics.median(their / our for our, their in zip(ours, rounds[measure], strict=True))
+            for name, rounds in peers.items()
+        }
+        best = min(to, key=to.__getitem__)
+        found[measure] = {"best_peer": best, "ratio": to[best], "to": to}
     return found
 
 
-def medians(row: dict[str, Any]) -> dict[str, float]:
-    """Median seconds of what a contender was timed for."""
-    firsts = {f"first {length}": seconds["median"] for length, seconds in row["first"].items()}
-    return {"step": row["step"]["median"], "call": row["call"]["median"], **firsts}
+def timed_rounds(row: dict[str, Any]) -> dict[str, list[float]]:
+    """Seconds of each round for what a contender was timed for."""
+    firsts = {f"first {length}": seconds["all"] for length, seconds in row["first"].items()}
+    return {"step": row["step"]["all"], "call": row["call"]["all"], **firsts}
 
 
 def print_cell(cell: dict[str, Any]) -> None:
@@ -314,7 +321,7 @@ def print_cell(cell: dict[str, Any]) -> None:
     for name, reason in cell["absent"].items():
         print(f"{name:12} absent: {reason}")
     for measure, found in cell["ratios"].items():
-        to_hf = f", {found['ratio_to_hf']:.2f} times HF" if "ratio_to_hf" in found else ""
+        to_hf = f", {found['to']['hf']:.2f} times HF" if "hf" in found["to"] else ""
         print(f"  {OURS}, {measure}: {found['ratio']:.2f} times the best peer, {found['best_peer']}{to_hf}")
 
 

@@ -32,7 +32,7 @@ def row(cell: dict[str, Any]) -> str:
     step = cell["contenders"][OURS]["step"]["median"]
     share = cell["contenders"][OURS]["share_of_bandwidth"]
     ratios = cell["ratios"]
-    against_hf = ratios["step"].get("ratio_to_hf")
+    against_hf = ratios["step"]["to"].get("hf")
     fields = [
         cell["model"],
         cell["dtype"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -278,8 +279,9 @@ def test_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
         assert torch_loop["same_tokens"] == 9
         assert list(ours["first"]) == (["6", "11"] if cell["batch"] == 1 else ["6"])
         for name, seconds in (("step", "step"), ("call", "call")):
-            ratio = torch_loop[seconds]["median"] / ours[seconds]["median"]
-            assert cell["ratios"][name] == {"best_peer": "torch", "ratio": ratio}
+            times = zip(ours[seconds]["all"], torch_loop[seconds]["all"], strict=True)
+            ratio = statistics.median(their / our for our, their in times)
+            assert cell["ratios"][name] == {"best_peer": "torch", "ratio": ratio, "to": {"torch": ratio}}
         rates = [cell["weight_bytes"] / step for step in ours["step"]["all"]]
         reads = [read[ours["pages"]] for read in cell["read_by_round"]]
         assert len(rates) == cell["rounds"]
@@ -336,8 +338,9 @@ def test_means(capsys: pytest.CaptureFixture[str]) -> None:
     assert "step: no mean, since a step came out negative" in capsys.readouterr().out
 
 
-def cell_of(steps: dict[str, float], same: int = 9) -> dict[str, Any]:
-    seconds = {name: {"median": step, "min": step, "max": step} for name, step in steps.items()}
+def cell_of(steps: Mapping[str, float | list[float]], same: int = 9) -> dict[str, Any]:
+    """A cell of contenders that took so long for everything; or so long in each round."""
+    seconds = {name: measure.summary(step if isinstance(step, list) else [step]) for name, step in steps.items()}
     rows = {
         name: {
             "call": summary,
@@ -359,8 +362,16 @@ def cell_of(steps: dict[str, float], same: int = 9) -> dict[str, Any]:
 
 def test_ratios_are_to_the_best_peer() -> None:
     cell = cell_of({"demiurgic": 2.0, "hf": 8.0, "openvino": 3.0, "torch": 6.0})
-    assert cell["ratios"]["step"] == {"best_peer": "openvino", "ratio": 1.5, "ratio_to_hf": 4.0}
+    to = {"hf": 4.0, "openvino": 1.5, "torch": 3.0}
+    assert cell["ratios"]["step"] == {"best_peer": "openvino", "ratio": 1.5, "to": to}
     assert peers.ratios(cell_of({"demiurgic": 2.0})) == {} == peers.ratios(cell_of({"hf": 2.0}))
+
+
+def test_ratios_are_of_the_median_round() -> None:
+    # Two rounds on fast memory and one on slow; of the peer it was the other way round.
+    cell = cell_of({"demiurgic": [1.0, 1.0, 2.0], "hf": [1.5, 3.0, 3.0]})
+    assert cell["ratios"]["step"]["ratio"] == 1.5
+    assert cell["contenders"]["hf"]["step"]["median"] / cell["contenders"]["demiurgic"]["step"]["median"] == 3.0
 
 
 def test_other_tokens_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
