@@ -7,6 +7,7 @@
 
 #include "bindings.h"
 #include "engine.h"
+#include "stopping.h"
 
 namespace py = pybind11;
 
