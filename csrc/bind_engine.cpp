@@ -269,6 +269,7 @@ void bind_prefixes(py::class_<Engine, std::shared_ptr<Engine>>& cls) {
 }  // namespace
 
 void bind_engine(py::module_& m) {
+    bind_call(m);
     py::class_<Request>(m, "Request", "What a call asks for.")
         .def(py::init([](std::vector<std::vector<int64_t>> prompts, const GenerationConfig& config,
                          std::vector<uint64_t> seeds, int64_t max_running, bool want_logprobs,

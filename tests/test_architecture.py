@@ -29,14 +29,15 @@ CXX_LAYERS = [
     {"engine"},
     {"engine_prefixes", "engine_cache"},
     {"module_parameters"},
-    {"bindings", "bind_options", "bind_model", "bind_hooks", "bind_texts", "bind_engine"},
+    {"bindings"},
+    {"bind_options", "bind_model", "bind_hooks", "bind_texts", "bind_engine"},
 ]
 # What decides who runs knows integers only, not even through a header of ours.
 INTEGERS_ONLY = {"generation_config", "philox", "kv_blocks", "token_edits", "sequence", "stopping", "scheduler"}
 INTEGERS_ONLY |= {"ngram_index", "prompt_lookup", "draft_budget"}
 INTEGERS_ONLY |= {"byte_automaton", "token_bytes", "function_end", "code_block_end", "repetition_guard", "row_text"}
 INTEGERS_ONLY |= {"reports", "prefix_index", "cache_budget", "step_sampling", "steps_ahead"}
-KNOWS_PYTHON = CXX_LAYERS[-1] | {"module_parameters"}
+KNOWS_PYTHON = CXX_LAYERS[-1] | {"bindings", "module_parameters"}
 TENSORS = r"<(ATen|c10|torch|cuda)"
 PYTHON = r"<(pybind11|Python\.h|torch/(csrc/utils/pybind|csrc/python|extension|python)|torch/csrc/autograd/python)"
 MAY_ASK_FOR_DEVICE = ["kernels/kernels.cpp", "kernels/cuda/device.cuh"]

@@ -801,7 +801,7 @@ def test_a_hook_may_ask_the_session_that_another_thread_clears():
             target=lambda: session.generate([LONG], max_new_tokens=20, logits_processor=ask), daemon=True
         )
         thread.start()
-        entered.wait()
+        assert entered.wait(timeout=60)
         for _ in range(5):
             session.clear()
         thread.join(timeout=60)
