@@ -19,6 +19,7 @@ import chart
 import decode
 import huge_pages
 import measure
+import memory
 import peers
 import prefill
 import session
@@ -40,7 +41,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Size XS is tiny, what is measured of the machine takes no time, and the user's cache is not touched."""
     monkeypatch.setitem(sizes.SIZES, "XS", TINY)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for module in (peers, decode, session):
+    for module in (peers, decode, session, memory):
         monkeypatch.setattr(module, "read_bandwidth", lambda *_: {"small": 2e9, "huge": 4e9})
     for module in (peers, prefill):
         monkeypatch.setattr(module, "gemm_peak", lambda *_: 8e9)
@@ -412,6 +413,17 @@ def test_pythons_of_the_contenders() -> None:
 
 
 # --- huge pages ------------------------------------------------------------------------------------------------------
+
+
+def test_memory_is_read_again_and_again(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([{"small": 2e9}, {"small": 6e9, "huge": 7e9}, {"small": 3e9}])
+    monkeypatch.setattr(memory, "read_bandwidth", lambda *_: next(rates))
+    times = iter([0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0])  # the beginning; after each reading and before the next
+    monkeypatch.setattr(memory.time, "perf_counter", lambda: next(times))
+    memory.main(seconds=3, megabytes=4, threads=1, save=None)
+    printed, report = report_of(capsys)
+    assert [(r["at"], r["small"]) for r in report["readings"]] == [(1.0, 2e9), (2.0, 6e9), (4.0, 3e9)]
+    assert "4 KiB pages: 2.0 to 6.0 GB/s, 3.0 in the median" in printed
 
 
 def test_huge_pages_reports_both_kinds(capsys: pytest.CaptureFixture[str]) -> None:
